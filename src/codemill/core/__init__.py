@@ -1,0 +1,1 @@
+"""What every room shares: contract types, records, artifacts, paths, errors, progress. Imports no torch."""
