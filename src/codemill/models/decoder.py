@@ -1,0 +1,164 @@
+"""Our decoder for the Llama and Qwen2 families. Trainer and sampler run this one module.
+
+Activations are flat: T tokens of any number of sequences one after the other, no batch axis and no padding. What a token
+may look at is decided by the `Attend` passed in: whole packed documents in training and prefill, a cache in decoding.
+Projections that read the same input are one matrix: fewer and larger products.
+
+Shapes: T tokens, D width, H query heads, G key-value heads, K head size, F mlp width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from codemill.models.config import DecoderConfig
+from codemill.models.kernels import rms_norm, rope, rope_tables, swiglu
+
+
+class Attend(Protocol):
+    """Attention of one layer: queries (T, H, K), keys and values (T, G, K) -> (T, H, K)."""
+
+    def __call__(self, layer: int, q_THK: Tensor, k_TGK: Tensor, v_TGK: Tensor) -> Tensor: ...
+
+
+class PackedAttention:
+    """Causal attention inside each document of a packed stream; nothing crosses a border.
+
+    `lengths` are the documents' token counts, in order; they sum to T. Neighbours of one length share a kernel call.
+    """
+
+    def __init__(self, lengths: Sequence[int]) -> None:
+        self.runs: list[tuple[int, int, int]] = []  # start, count, length
+        start = 0
+        for length in lengths:
+            if self.runs and self.runs[-1][2] == length:
+                first, count, _ = self.runs[-1]
+                self.runs[-1] = (first, count + 1, length)
+            else:
+                self.runs.append((start, 1, length))
+            start += length
+
+    def __call__(self, layer: int, q_THK: Tensor, k_TGK: Tensor, v_TGK: Tensor) -> Tensor:
+        outputs = []
+        grouped = q_THK.shape[1] != k_TGK.shape[1]
+        for start, count, length in self.runs:
+            rows = slice(start, start + count * length)
+            q, k, v = (x[rows].unflatten(0, (count, length)).transpose(1, 2) for x in (q_THK, k_TGK, v_TGK))
+            out = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=grouped)
+            outputs.append(out.transpose(1, 2).flatten(0, 1))
+        return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+
+
+class Linear(nn.Linear):
+    """A linear map that can be packed for inference: the weight in the CPU kernel's own layout, read 1.5 times faster.
+
+    A packed layer has no weight to train or save any more.
+    """
+
+    def __init__(self, inputs: int, outputs: int, bias: bool = False) -> None:
+        super().__init__(inputs, outputs, bias)
+        self.packed: Tensor | None = None
+
+    def reset_parameters(self) -> None:
+        """Leave the memory as it is: weights come from a checkpoint or from an explicit initialisation."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.packed is None:
+            return F.linear(x, self.weight, self.bias)
+        out: Tensor = torch.ops.mkldnn._linear_pointwise(x, self.packed, self.bias, "none", [], "")
+        return out
+
+    def pack(self) -> None:
+        if self.packed is None:
+            self.packed = torch.ops.mkldnn._reorder_linear_weight(self.weight.detach(), 32)
+            self.weight = nn.Parameter(self.weight.new_empty(0), requires_grad=False)
+
+
+class Block(nn.Module):
+    def __init__(self, config: DecoderConfig, index: int) -> None:
+        super().__init__()
+        self.index, self.config = index, config
+        self.attention_norm = nn.Parameter(torch.empty(config.hidden_size))
+        self.qkv = Linear(config.hidden_size, config.qkv_size, config.qkv_bias)
+        self.out = Linear(config.heads * config.head_dim, config.hidden_size, config.out_bias)
+        self.mlp_norm = nn.Parameter(torch.empty(config.hidden_size))
+        self.gate_up = Linear(config.hidden_size, 2 * config.mlp_size, config.mlp_bias)
+        self.down = Linear(config.mlp_size, config.hidden_size, config.mlp_bias)
+
+    def forward(self, x_TD: Tensor, tables: tuple[Tensor, Tensor], attend: Attend) -> Tensor:
+        c = self.config
+        qkv = self.qkv(rms_norm(x_TD, self.attention_norm, c.norm_eps)).unflatten(-1, (-1, c.head_dim))
+        q_k = rope(qkv[:, : c.heads + c.kv_heads], *tables)  # queries and keys turn in one call
+        mixed = attend(self.index, q_k[:, : c.heads], q_k[:, c.heads :], qkv[:, c.heads + c.kv_heads :])
+        x_TD = x_TD + self.out(mixed.flatten(1))
+        return x_TD + self.down(swiglu(self.gate_up(rms_norm(x_TD, self.mlp_norm, c.norm_eps))))
+
+
+class Decoder(nn.Module):
+    """Token ids to final hidden states (`forward`) and those to logits (`logits`)."""
+
+    def __init__(self, config: DecoderConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.embed = nn.Parameter(torch.empty(config.vocab_size, config.hidden_size))
+        self.blocks = nn.ModuleList(Block(config, index) for index in range(config.layers))
+        self.norm = nn.Parameter(torch.empty(config.hidden_size))
+        self.head = Linear(config.hidden_size, config.vocab_size)
+        if config.tied_head:
+            self.head.weight = self.embed
+
+    @property
+    def device(self) -> torch.device:
+        return self.embed.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.embed.dtype
+
+    def forward(self, ids_T: Tensor, positions_T: Tensor, attend: Attend) -> Tensor:
+        """Hidden states (T, D) after the final norm."""
+        x_TD = F.embedding(ids_T, self.embed)
+        tables = rope_tables(positions_T, self.config.head_dim, self.config.rope_theta, x_TD.dtype)
+        for block in self.blocks:
+            x_TD = block(x_TD, tables, attend)
+        return rms_norm(x_TD, self.norm, self.config.norm_eps)
+
+    def logits(self, hidden_TD: Tensor) -> Tensor:
+        """Logits (T, V) in the model's dtype."""
+        out: Tensor = self.head(hidden_TD)
+        return out
+
+    def packed_logits(self, ids_T: Tensor, lengths: Sequence[int]) -> Tensor:
+        """Logits (T, V) of packed documents. For short inputs; training never holds all logits at once."""
+        return self.logits(self(ids_T, packed_positions(lengths, ids_T.device), PackedAttention(lengths)))
+
+    def initialise(self, seed: int, std: float = 0.02) -> None:
+        """Random weights: normal with deviation `std`, biases 0, norms 1."""
+        generator = torch.Generator().manual_seed(seed)
+        for name, parameter in self.named_parameters():
+            with torch.no_grad():
+                if name.endswith("norm"):
+                    parameter.fill_(1.0)
+                elif name.endswith("bias"):
+                    parameter.zero_()
+                else:
+                    parameter.copy_(torch.randn(parameter.shape, generator=generator) * std)
+
+    def pack(self) -> Decoder:
+        """Make the model inference-only, with every matrix in the CPU kernel's own layout. No-op unless bf16 on CPU."""
+        self.requires_grad_(False)
+        if self.device.type == "cpu" and self.dtype == torch.bfloat16 and torch.backends.mkldnn.is_available():
+            for module in self.modules():
+                if isinstance(module, Linear):
+                    module.pack()
+        return self
+
+
+def packed_positions(lengths: Sequence[int], device: torch.device | str = "cpu") -> Tensor:
+    """Positions that start at 0 in every document: lengths (2, 3) -> 0 1 0 1 2."""
+    return torch.cat([torch.arange(length, device=device) for length in lengths])

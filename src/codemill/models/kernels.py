@@ -1,0 +1,101 @@
+"""The element-wise parts of a decoder with hand-written gradients.
+
+Autograd would keep and re-read several full-size intermediates for each of these; on a CPU, where element-wise work is
+bound by memory, that costs more than the matrix products between them. Reductions run in fp32 whatever the input dtype.
+
+Shapes: T tokens, D width, F mlp width, H heads, K head size.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+class _RMSNorm(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x_TD: Tensor, weight_D: Tensor, eps: float) -> Tensor:
+        x32 = x_TD.float()
+        scale_T1 = torch.rsqrt(x32.square().mean(-1, keepdim=True) + eps)
+        ctx.save_for_backward(x_TD, weight_D, scale_T1)
+        return (x32 * scale_T1).to(x_TD.dtype) * weight_D
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor | None, None]:
+        (grad_TD,) = grads
+        x_TD, weight_D, scale_T1 = ctx.saved_tensors
+        unit_TD = x_TD.float().mul_(scale_T1)
+        g32 = grad_TD.float()
+        weight_grad = (g32 * unit_TD).sum(0).to(weight_D.dtype) if ctx.needs_input_grad[1] else None
+        g32 = g32 * weight_D
+        along_T1 = (g32 * unit_TD).mean(-1, keepdim=True)
+        return g32.addcmul_(unit_TD, along_T1, value=-1).mul_(scale_T1).to(x_TD.dtype), weight_grad, None
+
+
+class _SwiGLU(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, gate_up_TF2: Tensor) -> Tensor:
+        ctx.save_for_backward(gate_up_TF2)
+        gate, up = gate_up_TF2.chunk(2, -1)
+        return F.silu(gate).mul_(up)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        (grad_TF,) = grads
+        (gate_up,) = ctx.saved_tensors
+        gate, up = gate_up.chunk(2, -1)
+        out = torch.empty_like(gate_up)
+        out_gate, out_up = out.chunk(2, -1)
+        torch.mul(grad_TF, F.silu(gate), out=out_up)
+        torch.ops.aten.silu_backward.grad_input(grad_TF * up, gate, grad_input=out_gate)
+        return out
+
+
+class _Rope(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x_THK: Tensor, cos_T1K: Tensor, sin_T1K: Tensor) -> Tensor:
+        ctx.save_for_backward(cos_T1K, sin_T1K)
+        return _rotate(x_THK, cos_T1K, sin_T1K)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        cos_T1K, sin_T1K = ctx.saved_tensors
+        return _rotate(grads[0], cos_T1K, -sin_T1K), None, None  # a rotation's transpose turns the other way
+
+
+def _rotate(x_THK: Tensor, cos_T1K: Tensor, sin_T1K: Tensor) -> Tensor:
+    half = x_THK.shape[-1] // 2
+    first, second = x_THK[..., :half], x_THK[..., half:]
+    out = x_THK * cos_T1K
+    out[..., :half].addcmul_(second, sin_T1K[..., :half], value=-1)
+    out[..., half:].addcmul_(first, sin_T1K[..., half:])
+    return out
+
+
+def rms_norm(x_TD: Tensor, weight_D: Tensor, eps: float) -> Tensor:
+    """Root-mean-square norm (arXiv 1910.07467): x / sqrt(mean(x^2) + eps) * weight."""
+    result: Tensor = _RMSNorm.apply(x_TD, weight_D, eps)  # type: ignore[no-untyped-call]
+    return result
+
+
+def swiglu(gate_up_TF2: Tensor) -> Tensor:
+    """silu(gate) * up (arXiv 2002.05202) for gate and up side by side in the last dimension: (T, 2F) -> (T, F)."""
+    result: Tensor = _SwiGLU.apply(gate_up_TF2)  # type: ignore[no-untyped-call]
+    return result
+
+
+def rope(x_THK: Tensor, cos_T1K: Tensor, sin_T1K: Tensor) -> Tensor:
+    """Rotary positions (arXiv 2104.09864), the half-split layout of Llama and Qwen2."""
+    result: Tensor = _Rope.apply(x_THK, cos_T1K, sin_T1K)  # type: ignore[no-untyped-call]
+    return result
+
+
+def rope_tables(positions_T: Tensor, head_dim: int, theta: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Cosines and sines (T, 1, K) for integer positions, computed in fp32."""
+    frequency = 1.0 / theta ** (torch.arange(0, head_dim, 2, device=positions_T.device, dtype=torch.float32) / head_dim)
+    angle = positions_T.float()[:, None] * frequency
+    angle = torch.cat((angle, angle), -1)[:, None, :]
+    return angle.cos().to(dtype), angle.sin().to(dtype)
