@@ -184,6 +184,11 @@ class Generator(Protocol):
     @property
     def name(self) -> str: ...
 
+    @property
+    def infills(self) -> bool:
+        """Whether requests with a `suffix` can be answered."""
+        ...
+
     def generate(self, requests: Iterable[Request]) -> Iterator[Completion]: ...
 
 

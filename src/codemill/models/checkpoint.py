@@ -18,6 +18,7 @@ from codemill.core.errors import InputError, IntegrityError, nearest
 from codemill.core.paths import atomic_write_text
 from codemill.models.config import DecoderConfig, read_config
 from codemill.models.decoder import Decoder
+from codemill.models.memory import keep_freed_memory
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -67,10 +68,11 @@ def load_decoder(folder: Path, *, dtype: str = "auto", device: str = "auto") -> 
     """The decoder of a checkpoint folder. Raises `IntegrityError` for a missing, misshapen or non-finite tensor."""
     place = pick_device(device)
     config = read_config(folder)
+    if place.type == "cpu":
+        keep_freed_memory()
     with torch.device("meta"):
         decoder = Decoder(config)
-    decoder.to_empty(device=place)
-    decoder.to(pick_dtype(dtype, place))
+    decoder.to(pick_dtype(dtype, place)).to_empty(device=place)
     if config.tied_head:
         decoder.head.weight = decoder.embed
     parameters = dict(decoder.named_parameters())
@@ -88,7 +90,7 @@ def load_decoder(folder: Path, *, dtype: str = "auto", device: str = "auto") -> 
                         f"{folder}: tensor {name!r} has shape {list(source.shape)}, expected {list(part.shape)} by config.json"
                     )
                 part.copy_(source)
-                if not torch.isfinite(part).all():
+                if not torch.isfinite(part.sum(dtype=torch.float32)):  # a NaN or an infinity survives the sum
                     raise IntegrityError(f"{folder}: tensor {name!r} holds values that are not finite")
                 start += count
     return decoder

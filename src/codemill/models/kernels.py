@@ -18,10 +18,9 @@ from torch import Tensor
 class _RMSNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x_TD: Tensor, weight_D: Tensor, eps: float) -> Tensor:
-        x32 = x_TD.float()
-        scale_T1 = torch.rsqrt(x32.square().mean(-1, keepdim=True) + eps)
+        out, scale_T1 = _normalise(x_TD, weight_D, eps)
         ctx.save_for_backward(x_TD, weight_D, scale_T1)
-        return (x32 * scale_T1).to(x_TD.dtype) * weight_D
+        return out
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor | None, None]:
@@ -35,12 +34,18 @@ class _RMSNorm(torch.autograd.Function):
         return g32.addcmul_(unit_TD, along_T1, value=-1).mul_(scale_T1).to(x_TD.dtype), weight_grad, None
 
 
+def _normalise(x_TD: Tensor, weight_D: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    x32 = x_TD.float()
+    norm_T1 = torch.linalg.vector_norm(x32, dim=-1, keepdim=True)
+    scale_T1 = norm_T1.square_().div_(x_TD.shape[-1]).add_(eps).rsqrt_()
+    return (x32 * scale_T1).to(x_TD.dtype).mul_(weight_D), scale_T1
+
+
 class _SwiGLU(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, gate_up_TF2: Tensor) -> Tensor:
         ctx.save_for_backward(gate_up_TF2)
-        gate, up = gate_up_TF2.chunk(2, -1)
-        return F.silu(gate).mul_(up)
+        return _gated(gate_up_TF2)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Tensor:
@@ -52,6 +57,11 @@ class _SwiGLU(torch.autograd.Function):
         torch.mul(grad_TF, F.silu(gate), out=out_up)
         torch.ops.aten.silu_backward.grad_input(grad_TF * up, gate, grad_input=out_gate)
         return out
+
+
+def _gated(gate_up_TF2: Tensor) -> Tensor:
+    gate, up = gate_up_TF2.chunk(2, -1)
+    return F.silu(gate).mul_(up)
 
 
 class _Rope(torch.autograd.Function):
@@ -77,18 +87,24 @@ def _rotate(x_THK: Tensor, cos_T1K: Tensor, sin_T1K: Tensor) -> Tensor:
 
 def rms_norm(x_TD: Tensor, weight_D: Tensor, eps: float) -> Tensor:
     """Root-mean-square norm (arXiv 1910.07467): x / sqrt(mean(x^2) + eps) * weight."""
+    if not torch.is_grad_enabled():
+        return _normalise(x_TD, weight_D, eps)[0]
     result: Tensor = _RMSNorm.apply(x_TD, weight_D, eps)  # type: ignore[no-untyped-call]
     return result
 
 
 def swiglu(gate_up_TF2: Tensor) -> Tensor:
     """silu(gate) * up (arXiv 2002.05202) for gate and up side by side in the last dimension: (T, 2F) -> (T, F)."""
+    if not torch.is_grad_enabled():
+        return _gated(gate_up_TF2)
     result: Tensor = _SwiGLU.apply(gate_up_TF2)  # type: ignore[no-untyped-call]
     return result
 
 
 def rope(x_THK: Tensor, cos_T1K: Tensor, sin_T1K: Tensor) -> Tensor:
     """Rotary positions (arXiv 2104.09864), the half-split layout of Llama and Qwen2."""
+    if not torch.is_grad_enabled():
+        return _rotate(x_THK, cos_T1K, sin_T1K)
     result: Tensor = _Rope.apply(x_THK, cos_T1K, sin_T1K)  # type: ignore[no-untyped-call]
     return result
 

@@ -1,0 +1,1 @@
+"""How a model generates: key-value cache, continuous batching, sampling."""

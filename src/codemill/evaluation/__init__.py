@@ -1,0 +1,1 @@
+"""How good a model is: suites, pass@k, statistics, comparisons, bits per byte."""

@@ -1,0 +1,1 @@
+"""What a model is: decoder, tokenizer, adapters, Hugging Face and GGUF checkpoints, downloadable models."""

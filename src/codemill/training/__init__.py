@@ -1,0 +1,1 @@
+"""Learning from text: objectives, optimiser, loop, checkpoints."""
