@@ -36,13 +36,13 @@ def weights(arch: str, vocab: int, seed: int = 0, tied: bool = True) -> dict[str
     def draw(*shape: int) -> np.ndarray:
         return (random.integers(-100, 100, shape) / 256).astype(np.float32)
 
-    found = {"model.embed_tokens.weight": draw(vocab, HIDDEN), "model.norm.weight": draw(HIDDEN) + 1}
+    found = {"model.embed_tokens.weight": draw(vocab, HIDDEN), "model.norm.weight": 1 + 2 * draw(HIDDEN)}
     if not tied:
         found["lm_head.weight"] = draw(vocab, HIDDEN)
     for layer in range(LAYERS):
         name = f"model.layers.{layer}."
-        found[name + "input_layernorm.weight"] = draw(HIDDEN) + 1
-        found[name + "post_attention_layernorm.weight"] = draw(HIDDEN) + 1
+        found[name + "input_layernorm.weight"] = 1 + 2 * draw(HIDDEN)
+        found[name + "post_attention_layernorm.weight"] = 1 + 2 * draw(HIDDEN)
         for letter, heads in (("q", HEADS), ("k", KV_HEADS), ("v", KV_HEADS)):
             found[name + f"self_attn.{letter}_proj.weight"] = draw(heads * HEAD, HIDDEN)
             if arch == "qwen2":

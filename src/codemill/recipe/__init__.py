@@ -1,0 +1,1 @@
+"""A recipe file becomes stages, stages become cached artifacts."""

@@ -1,0 +1,12 @@
+"""Where code runs that nobody trusts: its own process tree, folder and limits, and no network.
+
+Built from what an ordinary Linux user has: namespaces, Landlock, seccomp, resource limits and a supervisor outside.
+Each axis of isolation is attacked live before anything is run, and what is in force is written into every outcome.
+"""
+
+from codemill.sandbox.job import Job, Outcome
+from codemill.sandbox.plan import Layers, python_argv
+from codemill.sandbox.policy import Axis, Policy
+from codemill.sandbox.sandbox import Sandbox
+
+__all__ = ["Axis", "Job", "Layers", "Outcome", "Policy", "Sandbox", "python_argv"]

@@ -1,0 +1,560 @@
+"""Runs inside the child process, before the program: takes every right away, then becomes the program.
+
+The supervisor sends this file compiled, with a plan made by `codemill.sandbox.plan`, so it uses the standard library's
+cheapest modules only and decides nothing itself. Three processes take part:
+
+    launcher   started by the supervisor; makes the namespaces, then waits until the tree is gone
+    init       first process of the pid namespace; reaps, reports, and its end kills every process of the tree
+    program    takes the locks on and executes the job's argv
+
+Without namespaces launcher and init are one process, which adopts orphans and kills the tree by itself. Lines on the
+status descriptor tell the supervisor how far things are; `error STEP TEXT` means that the program was not started.
+"""
+
+from __future__ import annotations
+
+import _signal
+import ctypes
+import errno
+import fcntl
+import os
+import resource
+import stat
+import struct
+
+TYPE_CHECKING = False  # the typing module costs more than all the others together
+if TYPE_CHECKING:
+    from typing import Any, NoReturn
+
+    Plan = dict[str, Any]
+
+_PR_SET_PDEATHSIG, _PR_SET_SECUREBITS, _PR_CAPBSET_DROP, _PR_SET_CHILD_SUBREAPER = 1, 28, 24, 36
+_PR_SET_NO_NEW_PRIVS, _PR_SET_SECCOMP, _SECCOMP_MODE_FILTER = 38, 22, 2
+_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL, _CAPABILITY_VERSION = 47, 4, 0x20080522
+_SECURE_NO_ROOT = 0x2F  # no-root and no-setuid-fixup and their locks, and the lock of keep-caps
+
+_NEW_NAMESPACES = 0x10000000 | 0x20000000 | 0x40000000 | 0x08000000 | 0x04000000  # user, pid, net, ipc, uts
+_NEW_MOUNTS = 0x00020000
+_MS_RDONLY, _MS_NOSUID, _MS_NODEV, _MS_REMOUNT, _MS_REC, _MS_PRIVATE = 1, 2, 4, 32, 16384, 1 << 18
+_MNT_DETACH = 2
+_AT_FDCWD, _AT_RECURSIVE, _AT_EMPTY_PATH = -100, 0x8000, 0x1000
+_OPEN_TREE, _MOVE_MOUNT, _MOUNT_SETATTR = 428, 429, 442  # one number on every machine, like those of Landlock
+_OPEN_TREE_CLONE, _OPEN_TREE_CLOEXEC, _MOVE_MOUNT_F_EMPTY_PATH = 1, os.O_CLOEXEC, 4
+_ATTR_RDONLY, _ATTR_NOSUID = 1, 2
+_CLOSE_RANGE = 436
+_PIVOT_ROOT = {"x86_64": 155, "aarch64": 41}
+
+_LANDLOCK_CREATE, _LANDLOCK_ADD_RULE, _LANDLOCK_RESTRICT = 444, 445, 446
+
+_INSIDE_ID = 1000
+_UNTIL_FILLED = "size=1024t,nr_inodes=1t,mode=700"  # limits can be changed later, "no limit" cannot
+_INODE_BYTES = 4096  # a private folder gets one inode for so many bytes
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+class Failed(Exception):
+    """A step that could not be done; the program must not start."""
+
+    def __init__(self, step: str, text: str) -> None:
+        super().__init__(text)
+        self.step = step
+
+
+def _check(step: str, result: int) -> int:
+    if result < 0:
+        raise Failed(step, os.strerror(ctypes.get_errno()))
+    return result
+
+
+def _syscall(step: str, number: int, *arguments: Any) -> int:
+    return _check(step, _libc.syscall(ctypes.c_long(number), *arguments))
+
+
+def _prctl(option: int, *arguments: int) -> int:
+    words = [ctypes.c_ulong(word) for word in (*arguments, 0, 0, 0, 0)[:4]]
+    result: int = _libc.prctl(option, *words)
+    return result
+
+
+def _tell(plan: Plan, line: str) -> None:
+    try:
+        os.write(plan["status"], line.replace("\n", " ").encode("utf-8", "replace") + b"\n")
+    except BrokenPipeError:
+        pass  # the supervisor is gone, and the death signal is on its way
+
+
+def main(plan: Plan) -> NoReturn:
+    try:
+        _prepare(plan)
+        if plan["namespaces"]:
+            _watch_first_process(plan)
+        else:
+            _init(plan)
+    except Failed as error:
+        _tell(plan, f"error {error.step} {error}")
+    except OSError as error:
+        _tell(plan, f"error start {error}")
+    os._exit(0)
+
+
+def _prepare(plan: Plan) -> None:
+    os.umask(0o077)
+    _write_quietly("/proc/self/oom_score_adj", "1000")  # if the machine runs out of memory, take this tree first
+    if os.geteuid() == 0:
+        try:
+            os.setgroups([])
+        except OSError:
+            pass  # a container may forbid it; the groups are then part of what the witness tries
+    if plan["namespaces"]:
+        _enter_namespaces(plan)
+    else:
+        _check("processes", _prctl(_PR_SET_CHILD_SUBREAPER, 1))
+        _signal.signal(_signal.SIGTERM, lambda *_: _stop(plan))
+    # Changing credentials clears the death signal, so it comes after the namespaces.
+    number = _signal.SIGKILL if plan["namespaces"] else _signal.SIGTERM
+    _check("processes", _prctl(_PR_SET_PDEATHSIG, number))
+    if os.getppid() != plan["supervisor"]:
+        os._exit(0)  # it died before the signal was ordered
+
+
+def _enter_namespaces(plan: Plan) -> None:
+    user, group = os.geteuid(), os.getegid()
+    flags = _NEW_NAMESPACES | (_NEW_MOUNTS if plan["mounts"] else 0)
+    _check("namespaces", _libc.unshare(flags))
+    try:
+        _write_file("/proc/self/setgroups", "deny")
+        _write_file("/proc/self/uid_map", f"{_INSIDE_ID} {user} 1")
+        _write_file("/proc/self/gid_map", f"{_INSIDE_ID} {group} 1")
+    except OSError as error:
+        raise Failed("namespaces", str(error)) from None
+
+
+def _write_file(path: str, text: str) -> None:
+    descriptor = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+    try:
+        os.write(descriptor, text.encode())
+    finally:
+        os.close(descriptor)
+
+
+def _watch_first_process(plan: Plan) -> NoReturn:
+    """Fork init and outlast it: the kernel lets init be reaped only when its whole namespace is empty."""
+    alive, kept = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.close(kept)
+        _check("processes", _prctl(_PR_SET_PDEATHSIG, _signal.SIGKILL))
+        os.set_blocking(alive, False)
+        try:
+            os.read(alive, 1)
+            os._exit(0)  # end of file: the launcher died before the signal was ordered
+        except BlockingIOError:
+            os.close(alive)
+        _init(plan)
+        os._exit(0)
+    _tell(plan, f"init {child}")
+    _close_standard_descriptors(plan)
+    os.close(plan["status"])
+    os.waitpid(child, 0)
+    os._exit(0)
+
+
+def _close_standard_descriptors(plan: Plan) -> None:
+    """Only the program may hold the pipes, else their end is never seen."""
+    null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
+    for descriptor in (0, 1, 2):
+        os.dup2(null, descriptor)
+    os.close(null)
+    if plan["result"] is not None:
+        os.close(plan["result"])
+
+
+# The first process -----------------------------------------------------------------------------------------------
+
+
+def _init(plan: Plan) -> None:
+    try:
+        folder = _build_root(plan) if plan["mounts"] else plan["box"]
+        if not plan["mounts"]:
+            os.mkdir(folder + "/work", 0o700)
+            _stage(plan, folder + "/work")
+        program = os.fork()
+        if program == 0:
+            _become_program(plan, folder)
+        _close_standard_descriptors(plan)
+        if "stopped" in plan:
+            _kill_descendants()
+        _signal.signal(_signal.SIGINT, _signal.SIG_DFL)  # in the namespace's first process: ignored
+        _reap(plan, program)
+    except Failed as error:
+        _tell(plan, f"error {error.step} {error}")
+    finally:
+        if not plan["namespaces"]:
+            _kill_descendants()
+            remove_tree(plan["box"])
+
+
+def _reap(plan: Plan, program: int) -> None:
+    """Collect every child until the program itself has ended, and report it with the tree's use so far."""
+    seconds, peak = 0.0, 0
+    while True:
+        try:
+            child, status, usage = os.wait4(-1, 0)
+            seconds += usage.ru_utime + usage.ru_stime
+            peak = max(peak, usage.ru_maxrss * 1024)
+        except ChildProcessError:  # the kill ordered by the supervisor has collected it
+            child, status = program, _signal.SIGKILL
+        if child == program and not os.WIFSTOPPED(status):
+            _tell(plan, f"ended {status} {seconds} {peak}")
+            return
+
+
+def _descendants() -> list[int]:
+    """Process ids below this one, from the parent each process names."""
+    children: dict[int, list[int]] = {}
+    for name in os.listdir("/proc"):
+        if name.isdigit():
+            try:
+                with open(f"/proc/{name}/stat", "rb") as handle:
+                    parent = int(handle.read().rpartition(b")")[2].split()[1])
+            except (OSError, IndexError, ValueError):
+                continue
+            children.setdefault(parent, []).append(int(name))
+    found: list[int] = []
+    queue = [os.getpid()]
+    while queue:
+        below = children.get(queue.pop(), ())
+        found += below
+        queue += below
+    return found
+
+
+def _stop(plan: Plan) -> None:
+    """The supervisor's order, or its death, where no namespace does the work."""
+    plan["stopped"] = True  # seen after the fork, should the order come before it
+    _kill_descendants()
+
+
+def _kill_descendants() -> None:
+    """Freeze the tree until nothing new shows up, so that it cannot outrun the count, then kill and collect it."""
+    while True:
+        frozen: set[int] = set()
+        while True:
+            fresh = [pid for pid in _descendants() if pid not in frozen]
+            if not fresh:
+                break
+            for pid in fresh:
+                _send(pid, _signal.SIGSTOP)
+            frozen.update(fresh)
+        if not frozen:
+            return
+        for pid in frozen:
+            _send(pid, _signal.SIGKILL)
+        try:
+            while True:
+                os.waitpid(-1, 0)
+        except ChildProcessError:
+            pass
+
+
+def _send(pid: int, number: int) -> None:
+    try:
+        os.kill(pid, number)
+    except ProcessLookupError:
+        pass
+
+
+# The private folder ----------------------------------------------------------------------------------------------
+
+
+def _stage(plan: Plan, work: str) -> list[int]:
+    """Copy the workspace's regular files, then write the job's own over them. Returns bytes and count of entries."""
+    total = [0, 0]
+    try:
+        target = os.open(work, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        if plan["workspace_fd"] is not None:
+            _copy_folder(plan["workspace_fd"], target, total)
+        for name, data in plan["files"].items():
+            _write_staged(work + "/" + name, data, total)
+        os.close(target)
+    except OSError as error:
+        raise Failed("files", str(error)) from None
+    _tell(plan, f"staged {total[0]} {total[1]}")
+    return total
+
+
+def _copy_folder(source: int, target: int, total: list[int]) -> None:
+    with os.scandir(source) as entries:
+        for entry in list(entries):
+            total[1] += 1
+            if entry.is_dir(follow_symlinks=False):
+                flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+                below = os.open(entry.name, flags, dir_fd=source)
+                os.mkdir(entry.name, 0o700, dir_fd=target)
+                copy = os.open(entry.name, flags, dir_fd=target)
+                _copy_folder(below, copy, total)
+                os.close(below)
+                os.close(copy)
+            elif entry.is_file(follow_symlinks=False):
+                total[0] += _copy_file(entry.name, source, target)
+
+
+def _copy_file(name: str, source: int, target: int) -> int:
+    # Not blocking and not following: the entry may have been swapped for a pipe or a link since it was listed.
+    original = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=source)
+    status, size = os.fstat(original), 0
+    if stat.S_ISREG(status.st_mode):
+        mode = 0o600 | (status.st_mode & 0o100)
+        copy = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode, dir_fd=target)
+        while block := os.read(original, 1 << 20):
+            size += _write_all(copy, block)
+        os.close(copy)
+    os.close(original)
+    return size
+
+
+def _write_staged(path: str, data: bytes, total: list[int]) -> None:
+    os.makedirs(os.path.dirname(path), 0o700, exist_ok=True)
+    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
+    descriptor = os.open(path, flags, 0o600)
+    total[0] += _write_all(descriptor, data)
+    total[1] += 1
+    os.close(descriptor)
+
+
+def _write_all(descriptor: int, data: bytes) -> int:
+    view = memoryview(data)
+    while view:
+        view = view[os.write(descriptor, view) :]
+    return len(data)
+
+
+def remove_tree(path: str) -> None:
+    """Remove a folder whose owner took away its own permissions, without following links. Used when no job runs."""
+    try:
+        if stat.S_ISDIR(os.lstat(path).st_mode):
+            os.chmod(path, 0o700)
+            with os.scandir(path) as entries:
+                names = [entry.path for entry in entries]
+            for name in names:
+                remove_tree(name)
+            os.rmdir(path)
+        else:
+            os.unlink(path)
+    except FileNotFoundError:
+        pass
+
+
+# The root of the file system as the program sees it --------------------------------------------------------------
+
+
+def _build_root(plan: Plan) -> str:
+    """A new root that holds the readable trees, read-only, and the private folder as `/tmp`, of bounded size."""
+    _mount(None, "/", None, _MS_REC | _MS_PRIVATE, None)
+    trees = [(path, _clone_tree(path)) for path in plan["trees"]]
+    base = plan["mountpoint"]
+    _mount("tmpfs", base, "tmpfs", _MS_NOSUID | _MS_NODEV, "size=1m,mode=755")
+    try:
+        box = base + "/tmp"
+        os.mkdir(box)
+        _mount("tmpfs", box, "tmpfs", _MS_NOSUID | _MS_NODEV, _UNTIL_FILLED)
+        os.mkdir(box + "/work", 0o700)
+        size, entries = _stage(plan, box + "/work")
+        for path, tree in trees:
+            _attach(tree, base + path)
+        _add_links(plan, base)
+        # Staged files occupy whole pages.
+        limit = plan["disk_bytes"] + size + _INODE_BYTES * (entries + 8)
+        inodes = plan["disk_bytes"] // _INODE_BYTES + entries + 1024
+        options = f"size={limit},nr_inodes={inodes}"
+        _mount(None, box, None, _MS_REMOUNT | _MS_NOSUID | _MS_NODEV, options)
+        os.chdir(base)
+    except OSError as error:
+        raise Failed("mounts", str(error)) from None
+    _syscall("mounts", _PIVOT_ROOT[os.uname().machine], b".", b".")
+    _check("mounts", _libc.umount2(b".", _MNT_DETACH))
+    os.chdir("/")
+    _set_attributes(_AT_FDCWD, b"/", 0)
+    return "/tmp"
+
+
+def _mount(source: str | None, target: str, kind: str | None, flags: int, options: str | None) -> None:
+    words = [os.fsencode(word) if word is not None else None for word in (source, target, kind, options)]
+    _check("mounts", _libc.mount(words[0], words[1], words[2], ctypes.c_ulong(flags), words[3]))
+
+
+def _clone_tree(path: str) -> int:
+    flags = _OPEN_TREE_CLONE | _OPEN_TREE_CLOEXEC | _AT_RECURSIVE
+    tree = _syscall("mounts", _OPEN_TREE, _AT_FDCWD, os.fsencode(path), ctypes.c_uint(flags))
+    _set_attributes(tree, b"", _AT_EMPTY_PATH | _AT_RECURSIVE)
+    return tree
+
+
+def _set_attributes(descriptor: int, path: bytes, flags: int) -> None:
+    """Read-only and without set-user-id programs; a device that is mounted by itself can still be written to."""
+    attributes = struct.pack("=QQQQ", _ATTR_RDONLY | _ATTR_NOSUID, 0, 0, 0)
+    _syscall("mounts", _MOUNT_SETATTR, descriptor, path, ctypes.c_uint(flags), attributes, ctypes.c_size_t(32))
+
+
+def _attach(tree: int, target: str) -> None:
+    if stat.S_ISDIR(os.fstat(tree).st_mode):
+        os.makedirs(target, 0o755, exist_ok=True)
+    else:
+        os.makedirs(os.path.dirname(target), 0o755, exist_ok=True)
+        os.close(os.open(target, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600))
+    flags = ctypes.c_uint(_MOVE_MOUNT_F_EMPTY_PATH)
+    _syscall("mounts", _MOVE_MOUNT, tree, b"", _AT_FDCWD, os.fsencode(target), flags)
+    os.close(tree)
+
+
+def _add_links(plan: Plan, base: str) -> None:
+    for path, target in plan["links"].items():
+        if not os.path.lexists(base + path):
+            try:
+                os.makedirs(os.path.dirname(base + path), 0o755, exist_ok=True)
+                os.symlink(target, base + path)
+            except OSError as error:
+                if error.errno != errno.EROFS:  # inside a readable tree, which is complete as it is
+                    raise
+    for path, text in plan["texts"].items():
+        if os.path.lexists(base + path):
+            continue
+        os.makedirs(os.path.dirname(base + path), 0o755, exist_ok=True)
+        with open(base + path, "wb") as handle:
+            os.fchmod(handle.fileno(), 0o644)
+            handle.write(text.encode())
+
+
+# The program -----------------------------------------------------------------------------------------------------
+
+
+def _become_program(plan: Plan, folder: str) -> NoReturn:
+    """Never returns. The status descriptor closes itself when the program starts."""
+    try:
+        os.setsid()
+        if not plan["namespaces"]:
+            _check("processes", _prctl(_PR_SET_PDEATHSIG, _signal.SIGKILL))
+        os.chdir(folder + "/work")
+        status = _arrange_descriptors(plan)
+        for number in (_signal.SIGPIPE, _signal.SIGXFSZ, _signal.SIGTERM, _signal.SIGINT):
+            _signal.signal(number, _signal.SIG_DFL)
+        _signal.pthread_sigmask(_signal.SIG_SETMASK, [])
+        _set_limits(plan)
+        _drop_privileges()
+        if plan["landlock"] is not None:
+            _lock_files(plan["landlock"], folder)
+        if plan["seccomp"] is not None:
+            _filter_calls(plan["seccomp"], plan["own_pid"])
+        os.write(status, b"exec\n")
+        environment = {key: value.replace("{box}", folder) for key, value in plan["fixed_env"].items()}
+        _execute(plan["argv"], {**environment, **plan["env"]})
+    except Failed as error:
+        _tell(plan, f"error {error.step} {error}")
+    except OSError as error:
+        _tell(plan, f"error exec {error.strerror}")
+    except BaseException as error:
+        _tell(plan, f"error start {type(error).__name__}: {error}")
+    os._exit(125)
+
+
+def _arrange_descriptors(plan: Plan) -> int:
+    """0, 1, 2, the result channel as 3 where asked for, the status line as 4 until the program starts; no other."""
+    status = fcntl.fcntl(plan["status"], fcntl.F_DUPFD_CLOEXEC, 5)
+    if plan["result"] is not None:
+        result = fcntl.fcntl(plan["result"], fcntl.F_DUPFD_CLOEXEC, 5)
+        os.dup2(result, 3)
+    else:
+        os.closerange(3, 4)
+    plan["status"] = os.dup2(status, 4, False)
+    if _libc.syscall(ctypes.c_long(_CLOSE_RANGE), ctypes.c_uint(5), ctypes.c_uint(0xFFFFFFFF), ctypes.c_uint(0)) < 0:
+        os.closerange(5, 1024)  # the launcher was started with the few descriptors that the plan names
+    status = plan["status"]
+    return status
+
+
+def _execute(argv: list[str], environment: dict[str, str]) -> None:
+    """Raises the error of the last place looked at, "no such file" only if it was found nowhere."""
+    problem: OSError = FileNotFoundError(errno.ENOENT, "no such program inside the sandbox")
+    folders = [""] if "/" in argv[0] else [folder + "/" for folder in environment.get("PATH", "").split(":")]
+    for folder in folders:
+        try:
+            os.execve(folder + argv[0], argv, environment)
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        except OSError as error:
+            problem = error
+    raise problem
+
+
+def _write_quietly(path: str, text: str) -> None:
+    try:
+        _write_file(path, text)
+    except OSError:
+        pass  # a courtesy to the machine, not isolation
+
+
+def _set_limits(plan: Plan) -> None:
+    for name, soft, hard in plan["limits"]:
+        number = getattr(resource, name)
+        if name == "RLIMIT_NPROC" and not plan["namespaces"]:
+            # The kernel counts everything this user runs on the machine.
+            running = _tasks_of_user(os.getuid())
+            soft, hard = soft + running, hard + running
+        ceiling = resource.getrlimit(number)[1]
+        if ceiling != resource.RLIM_INFINITY:
+            soft, hard = min(soft, ceiling), min(hard, ceiling)
+        try:
+            resource.setrlimit(number, (soft, hard))
+        except (OSError, ValueError) as error:
+            raise Failed("limits", f"{name}: {error}") from None
+
+
+def _tasks_of_user(user: int) -> int:
+    count = 0
+    for name in os.listdir("/proc"):
+        try:
+            if name.isdigit() and os.stat("/proc/" + name).st_uid == user:
+                count += len(os.listdir(f"/proc/{name}/task"))
+        except OSError:
+            continue
+    return count
+
+
+def _drop_privileges() -> None:
+    """No capability in any set. Steps that need a capability fail where there was none; the last two always work."""
+    capability = 0
+    while capability < 64 and (_prctl(_PR_CAPBSET_DROP, capability) == 0 or ctypes.get_errno() != errno.EINVAL):
+        capability += 1
+    _prctl(_PR_SET_SECUREBITS, _SECURE_NO_ROOT)
+    _prctl(_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL)
+    header, none = struct.pack("=Ii", _CAPABILITY_VERSION, 0), bytes(24)
+    _check("privileges", _libc.capset(header, none))
+    _check("privileges", _prctl(_PR_SET_NO_NEW_PRIVS, 1))
+
+
+def _lock_files(landlock: dict[str, Any], folder: str) -> None:
+    attributes = struct.pack("=QQQ", *landlock["handled"])[: landlock["size"]]
+    length = ctypes.c_size_t(len(attributes))
+    ruleset = _syscall("landlock", _LANDLOCK_CREATE, attributes, length, ctypes.c_uint(0))
+    for path, access in [*landlock["rules"], (folder, landlock["private"])]:
+        try:
+            place = os.open(path, os.O_PATH | os.O_CLOEXEC)
+        except FileNotFoundError:
+            continue
+        except OSError as error:
+            raise Failed("landlock", f"{path}: {error.strerror}") from None
+        if not stat.S_ISDIR(os.fstat(place).st_mode):
+            access &= landlock["file_access"]
+        rule = struct.pack("=Qi", access, place)
+        _syscall("landlock", _LANDLOCK_ADD_RULE, ruleset, ctypes.c_int(1), rule, ctypes.c_uint(0))
+        os.close(place)
+    _syscall("landlock", _LANDLOCK_RESTRICT, ruleset, ctypes.c_uint(0))
+    os.close(ruleset)
+
+
+def _filter_calls(program: bytes, own_pid: bytes) -> None:
+    code = program.replace(own_pid, struct.pack("<I", os.getpid()))
+    buffer = ctypes.create_string_buffer(code, len(code))
+    header = ctypes.create_string_buffer(struct.pack("@HP", len(code) // 8, ctypes.addressof(buffer)))
+    _check("seccomp", _prctl(_PR_SET_SECCOMP, _SECCOMP_MODE_FILTER, ctypes.addressof(header)))

@@ -1,0 +1,195 @@
+"""From a job and its policy to the plan that the launcher carries out, with the layers this machine has."""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from codemill.core.errors import InputError
+from codemill.sandbox import seccomp
+from codemill.sandbox.job import Job
+from codemill.sandbox.policy import MIB, Axis, Policy
+
+# Landlock's rights over files, by the version (ABI) that brought them.
+EXECUTE, WRITE_FILE, READ_FILE, READ_DIR = 1 << 0, 1 << 1, 1 << 2, 1 << 3
+_MAKE_CHAR, _MAKE_SOCK, _MAKE_BLOCK = 1 << 6, 1 << 9, 1 << 11
+_FIRST, _REFER, _TRUNCATE, _IOCTL_DEV = (1 << 13) - 1, 1 << 13, 1 << 14, 1 << 15
+_BIND_AND_CONNECT_TCP = 0b11
+_SCOPE_SOCKETS_AND_SIGNALS = 0b11
+_SCOPE_ABI = 6
+
+_SYSTEM_TREES = ("/usr", "/lib", "/lib32", "/lib64", "/libx32", "/bin", "/sbin")
+_SYSTEM_FILES = ("/etc/ld.so.cache", "/etc/localtime", "/etc/nsswitch.conf", "/etc/alternatives")
+_DEVICES = ("/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom")
+_TEXTS = {
+    "/etc/passwd": "job:x:1000:1000::/tmp:/bin/sh\nroot:x:0:0::/:/bin/false\n",
+    "/etc/group": "job:x:1000:\nroot:x:0:\n",
+}
+# `{box}` is the private folder as the program sees it.
+_ENVIRONMENT = {
+    "PATH": "/usr/local/bin:/usr/bin:/bin",
+    "HOME": "{box}",
+    "TMPDIR": "{box}",
+    "USER": "job",
+    "LOGNAME": "job",
+    "LANG": "C.UTF-8",
+    "LC_ALL": "C.UTF-8",
+    "TZ": "UTC",
+    "PYTHONHASHSEED": "0",
+    "PYTHONDONTWRITEBYTECODE": "1",
+    # Numeric libraries and the allocator reserve address space per core, and that is limited.
+    "OMP_NUM_THREADS": "1",
+    "OPENBLAS_NUM_THREADS": "1",
+    "MKL_NUM_THREADS": "1",
+    "MALLOC_ARENA_MAX": "2",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Layers:
+    """What the sandbox is built of here. `landlock` is the version of its interface, 0 for none."""
+
+    namespaces: bool = True  # user, pid, net, ipc, uts
+    mounts: bool = True  # mount namespace: a root of its own; needs the others
+    landlock: int = _SCOPE_ABI
+    seccomp: bool = True
+
+    @property
+    def own_mounts(self) -> bool:
+        return self.namespaces and self.mounts
+
+    @property
+    def signals_scoped(self) -> bool:
+        return self.namespaces or self.landlock >= _SCOPE_ABI
+
+    def enforced_by(self) -> dict[Axis, str]:
+        """Axis to the names of what enforces it, "nothing" where nothing does."""
+        landlock = f"Landlock {self.landlock}" if self.landlock else ""
+        seccomp_ = "seccomp" if self.seccomp else ""
+        names = {
+            Axis.FILES: ["mount namespace" if self.own_mounts else "", landlock, seccomp_],
+            Axis.NETWORK: [
+                "net namespace" if self.namespaces else "",
+                seccomp_,
+                landlock if self.landlock >= 4 else "",
+            ],
+            Axis.SYSCALLS: [seccomp_],
+            Axis.PRIVILEGES: ["user namespace" if self.namespaces else "", "no capabilities, no new privileges"],
+            Axis.PROCESSES: [
+                "pid namespace" if self.namespaces else "subreaper",
+                landlock if self.landlock >= _SCOPE_ABI else "",
+                seccomp_ if not self.signals_scoped else "",
+                "RLIMIT_NPROC, watcher",
+            ],
+            Axis.MEMORY: ["RLIMIT_AS, watcher"],
+            Axis.TIME: ["wall timer, RLIMIT_CPU, watcher"],
+            Axis.OUTPUT: ["capped pipes, RLIMIT_FSIZE", "tmpfs size" if self.own_mounts else "disk watcher"],
+        }
+        return {axis: ", ".join(filter(None, parts)) or "nothing" for axis, parts in names.items()}
+
+
+def base_python() -> str:
+    """The interpreter itself, outside of any virtual environment."""
+    return os.path.realpath(getattr(sys, "_base_executable", None) or sys.executable)
+
+
+def python_argv(script: str | Path, *arguments: str) -> tuple[str, ...]:
+    """Run a script of the job with the base interpreter: no site packages, no script folder on the path.
+
+    `-I` would say the same but also ignores PYTHONHASHSEED, and a run that cannot be repeated is worth less; the
+    environment it guards against is the sandbox's own, fixed one.
+    """
+    return (base_python(), "-s", "-P", "-S", "-B", str(script), *arguments)
+
+
+def build_plan(job: Job, policy: Policy, layers: Layers, *, supervisor: int) -> dict[str, Any]:
+    """Plain data for the launcher. Descriptors and the private folder (`box`) are filled in by the supervisor."""
+    trees, links = _readable(job.readable)
+    places = [*trees, *(path for path in _DEVICES if os.path.exists(path))]
+    return {
+        "supervisor": supervisor,
+        "namespaces": layers.namespaces,
+        "mounts": layers.own_mounts,
+        "mountpoint": _mountpoint() if layers.own_mounts else "",
+        "trees": places,
+        "links": {**links, "/dev/shm": "/tmp"},
+        "texts": _TEXTS,
+        "disk_bytes": policy.disk_bytes,
+        "files": {name: bytes(data) for name, data in job.files.items()},
+        "limits": _limits(policy, layers),
+        "landlock": _landlock(layers, trees) if layers.landlock else None,
+        "seccomp": _filter(layers.own_mounts, layers.signals_scoped) if layers.seccomp else None,
+        "own_pid": seccomp.OWN_PID,
+        "argv": [os.fspath(argument) for argument in job.argv],
+        "fixed_env": _ENVIRONMENT,
+        "env": dict(job.env),
+    }
+
+
+def _mountpoint() -> str:
+    """Any folder that exists: the new root is put there for a moment, in a mount table of its own."""
+    return next(path for path in ("/tmp", "/mnt", "/usr") if os.path.isdir(path))
+
+
+def _readable(extra: Iterable[Path]) -> tuple[list[str], dict[str, str]]:
+    """Real paths of the trees to show, none inside another, and the symbolic links that lead to them."""
+    wanted = [os.path.abspath(path) for path in extra]
+    for path in wanted:
+        if not os.path.exists(path):
+            raise InputError(f"{path}: readable path of a sandbox job does not exist")
+        if os.path.realpath(path) in ("/", "/tmp", os.path.realpath(tempfile.gettempdir())):
+            raise InputError(f"{path}: too wide to be readable for a sandbox job; name the folders that it needs")
+    base = [sys.base_prefix, sys.base_exec_prefix, base_python(), *_SYSTEM_TREES, *_SYSTEM_FILES]
+    links: dict[str, str] = {}
+    real: set[str] = set()
+    for path in [*(path for path in base if os.path.exists(path)), *wanted]:
+        target = os.path.realpath(path)
+        real.add(target)
+        if target != path:
+            links[path] = target
+    trees = [path for path in sorted(real) if not any(path.startswith(other + "/") for other in real)]
+    return trees, links
+
+
+def _limits(policy: Policy, layers: Layers) -> list[tuple[str, int, int]]:
+    """(name, soft, hard). The processor limit's soft signal can be ignored, the hard one a second later cannot."""
+    seconds = max(1, int(-(-policy.cpu_seconds // 1)))
+    own = 2 if layers.namespaces else 0  # the launcher and the first process count as well
+    plain = {
+        "RLIMIT_AS": policy.memory_bytes,
+        "RLIMIT_FSIZE": policy.file_bytes,
+        "RLIMIT_NOFILE": policy.descriptors,
+        "RLIMIT_NPROC": policy.processes + own,
+        "RLIMIT_STACK": 8 * MIB,
+        "RLIMIT_CORE": 0,
+        "RLIMIT_MEMLOCK": 65536,
+        "RLIMIT_MSGQUEUE": 0,
+        "RLIMIT_RTPRIO": 0,
+    }
+    return [("RLIMIT_CPU", seconds, seconds + 1), *((name, value, value) for name, value in plain.items())]
+
+
+def _landlock(layers: Layers, trees: Iterable[str]) -> dict[str, Any]:
+    abi = layers.landlock
+    shown = (*trees, *(_TEXTS if layers.own_mounts else ()))  # without mounts those names are the host's files
+    handled = _FIRST | (_REFER if abi >= 2 else 0) | (_TRUNCATE if abi >= 3 else 0) | (_IOCTL_DEV if abi >= 5 else 0)
+    read = EXECUTE | READ_FILE | READ_DIR
+    device = READ_FILE | WRITE_FILE | (handled & _TRUNCATE)
+    return {
+        "handled": (handled, _BIND_AND_CONNECT_TCP, _SCOPE_SOCKETS_AND_SIGNALS),
+        "size": 24 if abi >= _SCOPE_ABI else 16 if abi >= 4 else 8,
+        "rules": [*((path, read) for path in shown), *((path, device) for path in _DEVICES)],
+        "private": handled & ~(_MAKE_CHAR | _MAKE_BLOCK | _MAKE_SOCK | _IOCTL_DEV),
+        "file_access": EXECUTE | READ_FILE | WRITE_FILE | (handled & _TRUNCATE),
+    }
+
+
+@lru_cache(maxsize=None)
+def _filter(own_mounts: bool, signals_scoped: bool) -> bytes:
+    return seccomp.build(os.uname().machine, own_mounts=own_mounts, signals_scoped=signals_scoped)

@@ -1,0 +1,67 @@
+"""Runs one program and its test inside the jail, and reports on descriptor 3 whether the test came to its end.
+
+Request, JSON on standard input: `nonce`, `program` (prefix, answer and suffix), `test` (the test code with its call).
+Report, JSON lines on descriptor 3, each with the nonce: `{"ready": true}` before any of the answer runs, and
+`{"end": true, "tests": [...], "seconds": s}` after the last statement of the test.
+
+The answer and its test share this process, as in the reference implementation, so an answer that goes looking can find
+the nonce in this script's frame. Everything short of that (ending the process, printing, patching builtins) does not pass.
+"""
+
+import builtins
+import json
+import os
+import sys
+import time
+import types
+
+
+def main() -> None:
+    request = json.loads(sys.stdin.buffer.read())
+    write, now, leave, dumps = os.write, time.monotonic, os._exit, json.dumps
+    nonce = request["nonce"]
+    write(3, (dumps({"nonce": nonce, "ready": True}) + "\n").encode())
+
+    module = types.ModuleType("program")
+    sys.modules["program"] = module
+    namespace = vars(builtins)
+    original = dict(namespace)
+    error = None
+    started = now()
+    try:
+        exec(compile(request["program"], "program.py", "exec", dont_inherit=True), module.__dict__)
+        # The test gets Python's own builtins back, whatever the answer did to them.
+        namespace.clear()
+        namespace.update(original)
+        module.__dict__["__builtins__"] = builtins
+        sys.settrace(None)
+        sys.setprofile(None)
+        exec(compile(request["test"], "test.py", "exec", dont_inherit=True), module.__dict__)
+    except BaseException as caught:
+        error = caught
+    seconds = now() - started
+    namespace.clear()
+    namespace.update(original)
+    test = {"id": "check", "passed": error is None, "message": describe(error) if error is not None else ""}
+    test["memory"] = isinstance(error, MemoryError)
+    report = {"nonce": nonce, "end": True, "tests": [test], "seconds": seconds}
+    write(3, (dumps(report) + "\n").encode())
+    leave(0)
+
+
+def describe(error: BaseException) -> str:
+    """Exception type, message and where it happened; a hostile `__str__` is not trusted to work."""
+    try:
+        text = f"{type(error).__name__}: {error}"[:600]
+        import traceback
+
+        for frame in traceback.extract_tb(error.__traceback__)[-4:]:
+            if frame.filename in ("program.py", "test.py"):
+                text += f"\n  {frame.filename}:{frame.lineno} in {frame.name}"
+        return text
+    except BaseException:
+        return "an exception that cannot be printed"
+
+
+if __name__ == "__main__":
+    main()
