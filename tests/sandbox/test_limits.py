@@ -91,7 +91,6 @@ def test_fork_bombs_end_and_leave_nothing(run: Run, code: str) -> None:
     outcome = run(code, token, policy=Policy(wall_seconds=1.0, processes=16, memory_bytes=256 << 20))
     # Where the kernel counts, forks fail inside and the program goes on or dies of it; else the watcher kills.
     assert outcome.end in ("processes", "timeout", "exited", "memory")
-    assert not outcome.succeeded
     assert outcome.seconds < 5
     assert processes_with(token) == []
 

@@ -96,3 +96,11 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
 def is_finished(folder: Path) -> bool:
     return (folder / MANIFEST).is_file()
+
+
+def folder_identity(folder: Path) -> str:
+    """What exactly is in a folder: its manifest's fingerprint, else a hash over its files' names and contents."""
+    if is_finished(folder):
+        return str(read_manifest(folder)["fingerprint"])
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return fingerprint([[path.relative_to(folder).as_posix(), file_sha256(path)] for path in files])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from types import TracebackType
+from typing import Any
 
 
 class Progress:
@@ -14,7 +15,7 @@ class Progress:
         self.title, self.total, self.unit, self.every = title, total, unit, every
         self.done = 0.0
         self._note = ""
-        self._live = None
+        self._live: Any = None
         self._started = self._printed = time.monotonic()
 
     def __enter__(self) -> Progress:
@@ -26,7 +27,9 @@ class Progress:
             self._live = Live(
                 TextColumn("{task.description}"),
                 BarColumn(),
-                TextColumn("{task.completed:,.0f}/{task.total:,.0f} " + self.unit if self.total else "{task.completed:,.0f}"),
+                TextColumn(
+                    "{task.completed:,.0f}/{task.total:,.0f} " + self.unit if self.total else "{task.completed:,.0f}"
+                ),
                 TimeElapsedColumn(),
                 TimeRemainingColumn(),
                 TextColumn("{task.fields[note]}"),
@@ -50,7 +53,11 @@ class Progress:
         self._printed = time.monotonic()
         whole = f"/{self.total:,.0f}" if self.total else ""
         seconds = self._printed - self._started
-        print(f"{self.title}: {self.done:,.0f}{whole} {self.unit} {self._note} ({seconds:.0f} s)", file=sys.stderr, flush=True)
+        print(
+            f"{self.title}: {self.done:,.0f}{whole} {self.unit} {self._note} ({seconds:.0f} s)",
+            file=sys.stderr,
+            flush=True,
+        )
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

@@ -6,7 +6,7 @@ import dataclasses
 import json
 import os
 from collections.abc import Iterable, Iterator
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -17,14 +17,15 @@ from codemill.core.errors import InputError
 T = TypeVar("T")
 
 
-@lru_cache(maxsize=None)
-def _adapter(kind: type) -> TypeAdapter[Any]:
+@cache
+def _adapter(kind: Any) -> TypeAdapter[Any]:
     return TypeAdapter(kind)
 
 
 def to_json(value: Any) -> Any:
     """A contract value as plain JSON data."""
-    return _adapter(type(value)).dump_python(value, mode="json") if dataclasses.is_dataclass(value) else value
+    kind: Any = type(value)
+    return _adapter(kind).dump_python(value, mode="json") if dataclasses.is_dataclass(value) else value
 
 
 def dumps(value: Any) -> str:
@@ -38,8 +39,9 @@ def from_json(kind: type[T], data: Any, where: str) -> T:
     unknown = sorted(set(data) - names) if isinstance(data, dict) else []
     if unknown:
         raise InputError(f"{where}: unknown field {unknown[0]!r} in a {kind.__name__}")
+    key: Any = kind
     try:
-        value: T = _adapter(kind).validate_python(data)
+        value: T = _adapter(key).validate_python(data)
     except ValidationError as error:
         first = error.errors()[0]
         field = ".".join(str(part) for part in first["loc"]) or "value"

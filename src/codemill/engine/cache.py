@@ -18,7 +18,9 @@ from codemill.models.decoder import PackedAttention
 class KVCache:
     """Keys and values of `slots` sequences of up to `positions` tokens each; sequences in use fill the first slots."""
 
-    def __init__(self, config: DecoderConfig, slots: int, positions: int, dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(
+        self, config: DecoderConfig, slots: int, positions: int, dtype: torch.dtype, device: torch.device
+    ) -> None:
         shape = (config.layers, slots, positions, config.kv_heads, config.head_dim)
         self.keys_LBSGK = torch.zeros(shape, dtype=dtype, device=device)
         self.values_LBSGK = torch.zeros(shape, dtype=dtype, device=device)
@@ -75,7 +77,10 @@ class Decode:
     def __call__(self, layer: int, q_BHK: Tensor, k_BGK: Tensor, v_BGK: Tensor) -> Tensor:
         batch, used = len(self.rows_B), self.used
         seen = []
-        for store_BSGK, new_BGK in ((self.cache.keys_LBSGK[layer], k_BGK), (self.cache.values_LBSGK[layer], v_BGK)):
+        for store_BSGK, new_BGK in (
+            (self.cache.keys_LBSGK[layer], k_BGK),
+            (self.cache.values_LBSGK[layer], v_BGK),
+        ):
             store_BSGK.flatten(0, 1).index_copy_(0, self.rows_B, new_BGK)
             seen.append(store_BSGK[:batch, :used].transpose(1, 2))
         q_BGRK = q_BHK.unflatten(1, (k_BGK.shape[1], -1))

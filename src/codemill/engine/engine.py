@@ -48,7 +48,13 @@ class Engine:
     """
 
     def __init__(
-        self, decoder: Decoder, tokenizer: Tokenizer, *, name: str = "", max_batch: int = 32, prefill_tokens: int = 2048
+        self,
+        decoder: Decoder,
+        tokenizer: Tokenizer,
+        *,
+        name: str = "",
+        max_batch: int = 32,
+        prefill_tokens: int = 2048,
     ) -> None:
         self.decoder, self.tokenizer = decoder.eval(), tokenizer
         self.max_batch, self.prefill_tokens = max_batch, prefill_tokens
@@ -76,7 +82,9 @@ class Engine:
         if request.prompt_ids:
             ids = list(request.prompt_ids)
             if not 0 <= min(ids) <= max(ids) < self.decoder.config.vocab_size:
-                raise InputError(f"request {request.id}: a token id lies outside 0..{self.decoder.config.vocab_size - 1}")
+                raise InputError(
+                    f"request {request.id}: a token id lies outside 0..{self.decoder.config.vocab_size - 1}"
+                )
         elif request.messages:
             ids = tokenizer.chat_prompt(request.messages, max_tokens=limit)
         elif request.suffix is not None:
@@ -103,7 +111,12 @@ class Engine:
                 ids, stop_ids = self.encode(request)
             except CodemillError as error:
                 yield Completion(
-                    request_id=request.id, text="", token_ids=(), logprobs=(), finish_reason="error", error=str(error)
+                    request_id=request.id,
+                    text="",
+                    token_ids=(),
+                    logprobs=(),
+                    finish_reason="error",
+                    error=str(error),
                 )
                 continue
             waiting.append(_Sequence(request, ids, stop_ids, generator_for(request.sampling, request.id)))

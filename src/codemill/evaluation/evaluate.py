@@ -44,7 +44,9 @@ def evaluate(
     `identity` names the model's exact weights; with the tasks and the sampling it decides what may be resumed.
     """
     if samples > 1 and sampling.temperature == 0:
-        raise InputError(f"{samples} samples at temperature 0 are {samples} times the same answer; raise the temperature")
+        raise InputError(
+            f"{samples} samples at temperature 0 are {samples} times the same answer; raise the temperature"
+        )
     _claim(out, {
         "model": identity,
         "tasks": fingerprint([to_json(task) for task in tasks]),
@@ -52,7 +54,14 @@ def evaluate(
         "samples": samples,
         "max_prompt_tokens": max_prompt_tokens,
     })  # fmt: skip
-    answer_all(tasks, generator, out / ANSWERS, sampling=sampling, samples=samples, max_prompt_tokens=max_prompt_tokens)
+    answer_all(
+        tasks,
+        generator,
+        out / ANSWERS,
+        sampling=sampling,
+        samples=samples,
+        max_prompt_tokens=max_prompt_tokens,
+    )
     verdicts = grade(tasks, read_records(out / ANSWERS, Answer), folder, sandbox, out / VERDICTS)
     styles = sorted({style_of(task, generator) for task in tasks})
     answers = list(read_records(out / ANSWERS, Answer))
@@ -69,7 +78,13 @@ def evaluate(
 
 
 def answer_all(
-    tasks: Sequence[Task], generator: Generator, path: Path, *, sampling: Sampling, samples: int, max_prompt_tokens: int
+    tasks: Sequence[Task],
+    generator: Generator,
+    path: Path,
+    *,
+    sampling: Sampling,
+    samples: int,
+    max_prompt_tokens: int,
 ) -> None:
     """Complete `path` (answers as JSON lines) so that every task has `samples` answers."""
     with RecordLog(path) as log:
@@ -117,6 +132,8 @@ def _claim(out: Path, identity: dict[str, Any]) -> None:
         theirs = json.loads(path.read_text())
         if theirs != mine:
             changed = ", ".join(key for key in mine if theirs.get(key) != mine[key])
-            raise InputError(f"{out}: holds answers of another run (different {changed}); choose another folder or remove it")
+            raise InputError(
+                f"{out}: holds answers of another run (different {changed}); choose another folder or remove it"
+            )
     else:
         atomic_write_text(path, json.dumps(mine, indent=1) + "\n")

@@ -19,7 +19,12 @@ _ROWS = 512  # logits held at once
 
 @torch.inference_mode()
 def bits_per_byte(
-    decoder: Decoder, tokenizer: Tokenizer, documents: Iterable[Document], *, max_tokens: int = 1024, budget: int = 0
+    decoder: Decoder,
+    tokenizer: Tokenizer,
+    documents: Iterable[Document],
+    *,
+    max_tokens: int = 1024,
+    budget: int = 0,
 ) -> dict[str, Any]:
     """Negative log-likelihood in bits over the UTF-8 bytes it covers.
 
@@ -30,7 +35,14 @@ def bits_per_byte(
     for document in documents:
         ids = tokenizer.encode(document.text)
         pieces.append([ids[at : at + max_tokens] for at in range(0, len(ids), max_tokens)])
-    windows = [w for row in range(max(map(len, pieces), default=0)) for p in pieces if row < len(p) for w in [p[row]] if len(w) > 1]
+    windows = [
+        w
+        for row in range(max(map(len, pieces), default=0))
+        for p in pieces
+        if row < len(p)
+        for w in [p[row]]
+        if len(w) > 1
+    ]
     if budget:
         kept, total = [], 0
         for window in windows:
@@ -47,7 +59,12 @@ def bits_per_byte(
             covered += sum(len(tokenizer.decode_bytes(row[1:])) for row in rows)
             tokens += sum(len(row) - 1 for row in rows)
             progress.advance(sum(map(len, rows)))
-    return {"bits_per_byte": bits / covered if covered else None, "bytes": covered, "tokens": tokens, "windows": len(windows)}
+    return {
+        "bits_per_byte": bits / covered if covered else None,
+        "bytes": covered,
+        "tokens": tokens,
+        "windows": len(windows),
+    }
 
 
 def _bits(decoder: Decoder, rows: list[list[int]]) -> float:

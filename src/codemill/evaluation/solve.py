@@ -20,7 +20,9 @@ def style_of(task: Task, generator: Generator) -> Style:
     return "infill" if task.suffix is not None and generator.infills else "prefix"
 
 
-def request_for(task: Task, generator: Generator, sampling: Sampling, *, sample: int, max_prompt_tokens: int) -> Request:
+def request_for(
+    task: Task, generator: Generator, sampling: Sampling, *, sample: int, max_prompt_tokens: int
+) -> Request:
     """The request for one sample of a task; its id names both."""
     style = style_of(task, generator)
     stops = PYTHON_STOPS if style == "prefix" and task.metadata.get("language", "python") == "python" else ()

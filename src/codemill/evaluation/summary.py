@@ -14,7 +14,9 @@ from codemill.evaluation.statistics import bootstrap, exact_sign_test, pass_at_k
 UNSCORABLE_LIMIT = 0.01
 
 
-def summarise(tasks: Sequence[Task], verdicts: Iterable[Verdict], ks: Sequence[int] = (1,), *, seed: int = 0) -> dict[str, Any]:
+def summarise(
+    tasks: Sequence[Task], verdicts: Iterable[Verdict], ks: Sequence[int] = (1,), *, seed: int = 0
+) -> dict[str, Any]:
     """pass@k with intervals, status counts, and both bounds for what could not be scored.
 
     The denominator is every task. Main figures count an unscorable answer as wrong; `bounds` shows the other extreme.
@@ -85,7 +87,8 @@ def _groups(tasks: Sequence[Task], by_task: Mapping[str, Sequence[Verdict]], key
     return {
         name: {
             "tasks": len(members),
-            "pass@1": sum(_share(sum(v.passed for v in by_task[t.id]), len(by_task[t.id])) or 0.0 for t in members) / len(members),
+            "pass@1": sum(_share(sum(v.passed for v in by_task[t.id]), len(by_task[t.id])) or 0.0 for t in members)
+            / len(members),
         }
         for name, members in sorted(groups.items())
     }

@@ -52,9 +52,19 @@ def tensor_layout(config: DecoderConfig) -> Iterator[tuple[str, list[str], list[
         yield f"{ours}.attention_norm", [f"{theirs}.input_layernorm.weight"], [0]
         yield f"{ours}.mlp_norm", [f"{theirs}.post_attention_layernorm.weight"], [0]
         for name, has_bias, parts, rows in (
-            ("qkv", config.qkv_bias, ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"], [query, key, key]),
+            (
+                "qkv",
+                config.qkv_bias,
+                ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"],
+                [query, key, key],
+            ),
             ("out", config.out_bias, ["self_attn.o_proj"], [0]),
-            ("gate_up", config.mlp_bias, ["mlp.gate_proj", "mlp.up_proj"], [config.mlp_size, config.mlp_size]),
+            (
+                "gate_up",
+                config.mlp_bias,
+                ["mlp.gate_proj", "mlp.up_proj"],
+                [config.mlp_size, config.mlp_size],
+            ),
             ("down", config.mlp_bias, ["mlp.down_proj"], [0]),
         ):
             for kind in ("weight", "bias") if has_bias else ("weight",):
@@ -83,7 +93,9 @@ def load_decoder(folder: Path, *, dtype: str = "auto", device: str = "auto") -> 
             for name, count in zip(theirs, rows, strict=True):
                 part = target[start : start + (count or target.shape[0])]
                 if name not in names:
-                    raise IntegrityError(f"{folder}: tensor {name!r} is missing; expected shape {list(part.shape)}")
+                    raise IntegrityError(
+                        f"{folder}: tensor {name!r} is missing; expected shape {list(part.shape)}"
+                    )
                 source = read(name)
                 if source.shape != part.shape:
                     raise IntegrityError(

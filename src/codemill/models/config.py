@@ -9,7 +9,10 @@ from typing import Any, Literal
 
 from codemill.core.errors import InputError, nearest
 
-ARCHITECTURES: dict[str, Literal["llama", "qwen2"]] = {"LlamaForCausalLM": "llama", "Qwen2ForCausalLM": "qwen2"}
+ARCHITECTURES: dict[str, Literal["llama", "qwen2"]] = {
+    "LlamaForCausalLM": "llama",
+    "Qwen2ForCausalLM": "qwen2",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,13 +81,17 @@ def parse_config(raw: dict[str, Any], where: str) -> DecoderConfig:
     """Translate a `config.json`. `where` names it in errors."""
     architecture = (raw.get("architectures") or ["?"])[0]
     if architecture not in ARCHITECTURES:
-        raise InputError(f"{where}: architecture {architecture!r} is not supported; {nearest(architecture, ARCHITECTURES)}")
+        raise InputError(
+            f"{where}: architecture {architecture!r} is not supported; {nearest(architecture, ARCHITECTURES)}"
+        )
     family = ARCHITECTURES[architecture]
     rope = raw.get("rope_parameters") or raw.get("rope_scaling") or {}
     if (kind := rope.get("rope_type", rope.get("type", "default"))) != "default":
         raise InputError(f"{where}: rotary scaling {kind!r} is not supported, only 'default'")
     if raw.get("use_sliding_window"):
-        raise InputError(f"{where}: sliding-window attention is not supported; set use_sliding_window to false")
+        raise InputError(
+            f"{where}: sliding-window attention is not supported; set use_sliding_window to false"
+        )
     if raw.get("hidden_act", "silu") != "silu":
         raise InputError(f"{where}: activation {raw['hidden_act']!r} is not supported, only 'silu'")
     try:
@@ -110,7 +117,17 @@ def parse_config(raw: dict[str, Any], where: str) -> DecoderConfig:
         raise InputError(f"{where}: {error.args[0]!r} is missing") from None
     except (TypeError, ValueError) as error:
         raise InputError(f"{where}: {error}") from None
-    sizes = (config.vocab_size, config.hidden_size, config.layers, heads, config.kv_heads, config.head_dim, config.mlp_size)
+    sizes = (
+        config.vocab_size,
+        config.hidden_size,
+        config.layers,
+        heads,
+        config.kv_heads,
+        config.head_dim,
+        config.mlp_size,
+    )
     if min(sizes) <= 0 or heads % config.kv_heads or config.head_dim % 2:
-        raise InputError(f"{where}: impossible sizes {sizes} (vocabulary, width, layers, heads, kv heads, head, mlp)")
+        raise InputError(
+            f"{where}: impossible sizes {sizes} (vocabulary, width, layers, heads, kv heads, head, mlp)"
+        )
     return config

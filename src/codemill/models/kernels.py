@@ -89,7 +89,7 @@ def rms_norm(x_TD: Tensor, weight_D: Tensor, eps: float) -> Tensor:
     """Root-mean-square norm (arXiv 1910.07467): x / sqrt(mean(x^2) + eps) * weight."""
     if not torch.is_grad_enabled():
         return _normalise(x_TD, weight_D, eps)[0]
-    result: Tensor = _RMSNorm.apply(x_TD, weight_D, eps)  # type: ignore[no-untyped-call]
+    result: Tensor = _RMSNorm.apply(x_TD, weight_D, eps)
     return result
 
 
@@ -97,7 +97,7 @@ def swiglu(gate_up_TF2: Tensor) -> Tensor:
     """silu(gate) * up (arXiv 2002.05202) for gate and up side by side in the last dimension: (T, 2F) -> (T, F)."""
     if not torch.is_grad_enabled():
         return _gated(gate_up_TF2)
-    result: Tensor = _SwiGLU.apply(gate_up_TF2)  # type: ignore[no-untyped-call]
+    result: Tensor = _SwiGLU.apply(gate_up_TF2)
     return result
 
 
@@ -105,13 +105,17 @@ def rope(x_THK: Tensor, cos_T1K: Tensor, sin_T1K: Tensor) -> Tensor:
     """Rotary positions (arXiv 2104.09864), the half-split layout of Llama and Qwen2."""
     if not torch.is_grad_enabled():
         return _rotate(x_THK, cos_T1K, sin_T1K)
-    result: Tensor = _Rope.apply(x_THK, cos_T1K, sin_T1K)  # type: ignore[no-untyped-call]
+    result: Tensor = _Rope.apply(x_THK, cos_T1K, sin_T1K)
     return result
 
 
-def rope_tables(positions_T: Tensor, head_dim: int, theta: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+def rope_tables(
+    positions_T: Tensor, head_dim: int, theta: float, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
     """Cosines and sines (T, 1, K) for integer positions, computed in fp32."""
-    frequency = 1.0 / theta ** (torch.arange(0, head_dim, 2, device=positions_T.device, dtype=torch.float32) / head_dim)
+    frequency = 1.0 / theta ** (
+        torch.arange(0, head_dim, 2, device=positions_T.device, dtype=torch.float32) / head_dim
+    )
     angle = positions_T.float()[:, None] * frequency
     angle = torch.cat((angle, angle), -1)[:, None, :]
     return angle.cos().to(dtype), angle.sin().to(dtype)

@@ -156,7 +156,11 @@ def _fields_at(loc: Sequence[str | int], data: dict[str, Any]) -> list[str]:
         if isinstance(part, int):
             continue
         annotation = model.model_fields[part].annotation
-        inner = [a for a in (annotation, *getattr(annotation, "__args__", ())) if isinstance(a, type) and issubclass(a, BaseModel)]
+        inner = [
+            a
+            for a in (annotation, *getattr(annotation, "__args__", ()))
+            if isinstance(a, type) and issubclass(a, BaseModel)
+        ]
         if not inner:
             return []
         model = inner[0]
@@ -179,10 +183,18 @@ def _check_inputs(recipe: Recipe, lines: Lines, path: Path) -> None:
             allowed = INPUTS[stage.use].get(role, ("tasks",))
             fitting = [other for other, kind in earlier.items() if kind in allowed]
             if target not in fitting:
-                hint = nearest(target, fitting) if fitting else f"there is no earlier stage that uses {' or '.join(allowed)}"
-                raise ConfigError(f"{where}: stages.{name}: {role} {target!r} is no earlier {'/'.join(allowed)} stage; {hint}")
+                hint = (
+                    nearest(target, fitting)
+                    if fitting
+                    else f"there is no earlier stage that uses {' or '.join(allowed)}"
+                )
+                raise ConfigError(
+                    f"{where}: stages.{name}: {role} {target!r} is no earlier {'/'.join(allowed)} stage; {hint}"
+                )
         if isinstance(stage, EvaluateStage) and len({suite.name for suite in stage.suites}) < len(stage.suites):
-            raise ConfigError(f"{_where(('stages', name, 'suites'), lines, path)}: stages.{name}: two suites have one name")
+            raise ConfigError(
+                f"{_where(('stages', name, 'suites'), lines, path)}: stages.{name}: two suites have one name"
+            )
         _check_outside(name, stage, lines, path)
         earlier[name] = stage.use
 
@@ -212,4 +224,3 @@ def _check_outside(name: str, stage: Any, lines: Lines, path: Path) -> None:
     except ConfigError as error:
         field = {"model": "name", "corpus": "sources", "evaluate": "suites"}[stage.use]
         raise ConfigError(f"{_where(('stages', name, field), lines, path)}: stages.{name}: {error}") from None
-

@@ -47,6 +47,8 @@ _PIVOT_ROOT = {"x86_64": 155, "aarch64": 41}
 _LANDLOCK_CREATE, _LANDLOCK_ADD_RULE, _LANDLOCK_RESTRICT = 444, 445, 446
 
 _INSIDE_ID = 1000
+_FIRST_OWN_USER = 1_900_000_000  # with the launcher's process id added: a user that no other job has
+_WORK = "/codemill"  # the program's working folder, inside its private one
 _UNTIL_FILLED = "size=1024t,nr_inodes=1t,mode=700"  # limits can be changed later, "no limit" cannot
 _INODE_BYTES = 4096  # a private folder gets one inode for so many bytes
 
@@ -100,12 +102,13 @@ def main(plan: Plan) -> NoReturn:
 
 def _prepare(plan: Plan) -> None:
     os.umask(0o077)
-    _write_quietly("/proc/self/oom_score_adj", "1000")  # if the machine runs out of memory, take this tree first
     if os.geteuid() == 0:
         try:
             os.setgroups([])
         except OSError:
             pass  # a container may forbid it; the groups are then part of what the witness tries
+    if plan["owner"] is not None:
+        plan["owner"] = _FIRST_OWN_USER + os.getpid()
     if plan["namespaces"]:
         _enter_namespaces(plan)
     else:
@@ -121,6 +124,10 @@ def _prepare(plan: Plan) -> None:
 def _enter_namespaces(plan: Plan) -> None:
     user, group = os.geteuid(), os.getegid()
     flags = _NEW_NAMESPACES | (_NEW_MOUNTS if plan["mounts"] else 0)
+    if plan["owner"] is not None:
+        _enter_with_two_users(plan["owner"], flags, user, group)
+        plan["owner"] = _INSIDE_ID
+        return
     _check("namespaces", _libc.unshare(flags))
     try:
         _write_file("/proc/self/setgroups", "deny")
@@ -128,6 +135,37 @@ def _enter_namespaces(plan: Plan) -> None:
         _write_file("/proc/self/gid_map", f"{_INSIDE_ID} {group} 1")
     except OSError as error:
         raise Failed("namespaces", str(error)) from None
+
+
+def _enter_with_two_users(owner: int, flags: int, user: int, group: int) -> None:
+    """As root: inside, 0 stays root for setting up, and the program gets a user that owns nothing outside.
+
+    Only a process that stayed outside may write such a map.
+    """
+    launcher = os.getpid()
+    go, ready = os.pipe()
+    helper = os.fork()
+    if helper == 0:
+        try:
+            os.close(ready)
+            if os.read(go, 1):
+                _write_file(f"/proc/{launcher}/uid_map", f"0 {user} 1\n{_INSIDE_ID} {owner} 1")
+                _write_file(f"/proc/{launcher}/gid_map", f"0 {group} 1\n{_INSIDE_ID} {owner} 1")
+                os._exit(0)
+        except OSError:
+            pass
+        os._exit(1)
+    os.close(go)
+    entered = _libc.unshare(flags) == 0
+    text = os.strerror(ctypes.get_errno())
+    if entered:
+        os.write(ready, b"x")
+    os.close(ready)
+    mapped = os.waitpid(helper, 0)[1] == 0
+    if not entered:
+        raise Failed("namespaces", text)
+    if not mapped:
+        raise Failed("users", "the map of users cannot be written")
 
 
 def _write_file(path: str, text: str) -> None:
@@ -175,23 +213,27 @@ def _close_standard_descriptors(plan: Plan) -> None:
 
 def _init(plan: Plan) -> None:
     try:
+        if plan["namespaces"]:
+            _offer_to_memory_killer()
         folder = _build_root(plan) if plan["mounts"] else plan["box"]
         if not plan["mounts"]:
-            os.mkdir(folder + "/work", 0o700)
-            _stage(plan, folder + "/work")
-        program = os.fork()
+            os.mkdir(folder + _WORK, 0o700)
+            _stage(plan, folder + _WORK)
+        if plan["owner"] is not None:
+            _give(folder, plan["owner"])
+        program = plan["program"] = os.fork()
         if program == 0:
             _become_program(plan, folder)
         _close_standard_descriptors(plan)
         if "stopped" in plan:
-            _kill_descendants()
+            _kill_descendants(plan)
         _signal.signal(_signal.SIGINT, _signal.SIG_DFL)  # in the namespace's first process: ignored
         _reap(plan, program)
     except Failed as error:
         _tell(plan, f"error {error.step} {error}")
     finally:
         if not plan["namespaces"]:
-            _kill_descendants()
+            _kill_descendants(plan)
             remove_tree(plan["box"])
 
 
@@ -233,11 +275,18 @@ def _descendants() -> list[int]:
 def _stop(plan: Plan) -> None:
     """The supervisor's order, or its death, where no namespace does the work."""
     plan["stopped"] = True  # seen after the fork, should the order come before it
-    _kill_descendants()
+    _kill_descendants(plan)
 
 
-def _kill_descendants() -> None:
-    """Freeze the tree until nothing new shows up, so that it cannot outrun the count, then kill and collect it."""
+def _kill_descendants(plan: Plan) -> None:
+    """Kill the tree by its session's group and by its user, which the kernel does in one stroke, then what is left.
+
+    That may fork faster than it is looked at, so it is frozen first, until nothing new shows up.
+    """
+    if plan.get("program"):
+        _send(-plan["program"], _signal.SIGKILL)
+    if plan["owner"] is not None:
+        _kill_user(plan["owner"])
     while True:
         frozen: set[int] = set()
         while True:
@@ -256,6 +305,17 @@ def _kill_descendants() -> None:
                 os.waitpid(-1, 0)
         except ChildProcessError:
             pass
+
+
+def _kill_user(user: int) -> None:
+    killer = os.fork()
+    if killer == 0:
+        try:
+            os.setresuid(user, user, user)
+            os.kill(-1, _signal.SIGKILL)  # everything that this user may signal, but for the caller
+        finally:
+            os._exit(0)
+    os.waitpid(killer, 0)
 
 
 def _send(pid: int, number: int) -> None:
@@ -330,6 +390,20 @@ def _write_all(descriptor: int, data: bytes) -> int:
     return len(data)
 
 
+def _give(path: str, owner: int) -> None:
+    """Make the program's user the owner of its folder. Trees that are mounted there are not touched."""
+    try:
+        os.chown(path, owner, owner, follow_symlinks=False)
+    except OSError as error:
+        if error.errno == errno.EROFS:
+            return
+        raise Failed("files", str(error)) from None
+    if stat.S_ISDIR(os.lstat(path).st_mode):
+        with os.scandir(path) as entries:
+            for entry in entries:
+                _give(entry.path, owner)
+
+
 def remove_tree(path: str) -> None:
     """Remove a folder whose owner took away its own permissions, without following links. Used when no job runs."""
     try:
@@ -354,13 +428,14 @@ def _build_root(plan: Plan) -> str:
     _mount(None, "/", None, _MS_REC | _MS_PRIVATE, None)
     trees = [(path, _clone_tree(path)) for path in plan["trees"]]
     base = plan["mountpoint"]
+    os.umask(0o022)  # the folders above the trees are for everyone
     _mount("tmpfs", base, "tmpfs", _MS_NOSUID | _MS_NODEV, "size=1m,mode=755")
     try:
         box = base + "/tmp"
         os.mkdir(box)
         _mount("tmpfs", box, "tmpfs", _MS_NOSUID | _MS_NODEV, _UNTIL_FILLED)
-        os.mkdir(box + "/work", 0o700)
-        size, entries = _stage(plan, box + "/work")
+        os.mkdir(box + _WORK, 0o700)
+        size, entries = _stage(plan, box + _WORK)
         for path, tree in trees:
             _attach(tree, base + path)
         _add_links(plan, base)
@@ -375,6 +450,7 @@ def _build_root(plan: Plan) -> str:
     _syscall("mounts", _PIVOT_ROOT[os.uname().machine], b".", b".")
     _check("mounts", _libc.umount2(b".", _MNT_DETACH))
     os.chdir("/")
+    os.umask(0o077)
     _set_attributes(_AT_FDCWD, b"/", 0)
     return "/tmp"
 
@@ -433,15 +509,17 @@ def _become_program(plan: Plan, folder: str) -> NoReturn:
     """Never returns. The status descriptor closes itself when the program starts."""
     try:
         os.setsid()
-        if not plan["namespaces"]:
-            _check("processes", _prctl(_PR_SET_PDEATHSIG, _signal.SIGKILL))
-        os.chdir(folder + "/work")
+        os.chdir(folder + _WORK)
         status = _arrange_descriptors(plan)
         for number in (_signal.SIGPIPE, _signal.SIGXFSZ, _signal.SIGTERM, _signal.SIGINT):
             _signal.signal(number, _signal.SIG_DFL)
         _signal.pthread_sigmask(_signal.SIG_SETMASK, [])
+        if not plan["namespaces"]:
+            _offer_to_memory_killer()
+        _drop_privileges(plan["owner"])
+        if not plan["namespaces"]:
+            _check("processes", _prctl(_PR_SET_PDEATHSIG, _signal.SIGKILL))  # cleared by a change of user
         _set_limits(plan)
-        _drop_privileges()
         if plan["landlock"] is not None:
             _lock_files(plan["landlock"], folder)
         if plan["seccomp"] is not None:
@@ -456,6 +534,14 @@ def _become_program(plan: Plan, folder: str) -> NoReturn:
     except BaseException as error:
         _tell(plan, f"error start {type(error).__name__}: {error}")
     os._exit(125)
+
+
+def _become_user(user: int) -> None:
+    try:
+        os.setresgid(user, user, user)
+        os.setresuid(user, user, user)
+    except OSError as error:
+        raise Failed("users", str(error)) from None
 
 
 def _arrange_descriptors(plan: Plan) -> int:
@@ -487,9 +573,10 @@ def _execute(argv: list[str], environment: dict[str, str]) -> None:
     raise problem
 
 
-def _write_quietly(path: str, text: str) -> None:
+def _offer_to_memory_killer() -> None:
+    """If the machine runs out of memory, this process and what it starts should go first."""
     try:
-        _write_file(path, text)
+        _write_file("/proc/self/oom_score_adj", "1000")
     except OSError:
         pass  # a courtesy to the machine, not isolation
 
@@ -521,12 +608,14 @@ def _tasks_of_user(user: int) -> int:
     return count
 
 
-def _drop_privileges() -> None:
+def _drop_privileges(user: int | None) -> None:
     """No capability in any set. Steps that need a capability fail where there was none; the last two always work."""
     capability = 0
     while capability < 64 and (_prctl(_PR_CAPBSET_DROP, capability) == 0 or ctypes.get_errno() != errno.EINVAL):
         capability += 1
     _prctl(_PR_SET_SECUREBITS, _SECURE_NO_ROOT)
+    if user is not None:
+        _become_user(user)
     _prctl(_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL)
     header, none = struct.pack("=Ii", _CAPABILITY_VERSION, 0), bytes(24)
     _check("privileges", _libc.capset(header, none))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -59,6 +59,7 @@ class Layers:
     mounts: bool = True  # mount namespace: a root of its own; needs the others
     landlock: int = _SCOPE_ABI
     seccomp: bool = True
+    users: bool = True  # as root only: a user of its own for each job, where it can reach the trees it may read
 
     @property
     def own_mounts(self) -> bool:
@@ -68,8 +69,9 @@ class Layers:
     def signals_scoped(self) -> bool:
         return self.namespaces or self.landlock >= _SCOPE_ABI
 
-    def enforced_by(self) -> dict[Axis, str]:
-        """Axis to the names of what enforces it, "nothing" where nothing does."""
+    def enforced_by(self, *, own_user: bool) -> dict[Axis, str]:
+        """Axis to the names of what enforces it, "nothing" where nothing does. `own_user`: as in the plan."""
+        counted = own_user or os.geteuid() != 0  # the kernel does not count the processes of root
         landlock = f"Landlock {self.landlock}" if self.landlock else ""
         seccomp_ = "seccomp" if self.seccomp else ""
         names = {
@@ -80,18 +82,27 @@ class Layers:
                 landlock if self.landlock >= 4 else "",
             ],
             Axis.SYSCALLS: [seccomp_],
-            Axis.PRIVILEGES: ["user namespace" if self.namespaces else "", "no capabilities, no new privileges"],
+            Axis.PRIVILEGES: [
+                "user namespace" if self.namespaces else "",
+                "own user" if own_user else "",
+                "no capabilities, no new privileges",
+            ],
             Axis.PROCESSES: [
                 "pid namespace" if self.namespaces else "subreaper",
                 landlock if self.landlock >= _SCOPE_ABI else "",
                 seccomp_ if not self.signals_scoped else "",
-                "RLIMIT_NPROC, watcher",
+                "RLIMIT_NPROC, watcher" if counted else "watcher",
             ],
             Axis.MEMORY: ["RLIMIT_AS, watcher"],
             Axis.TIME: ["wall timer, RLIMIT_CPU, watcher"],
             Axis.OUTPUT: ["capped pipes, RLIMIT_FSIZE", "tmpfs size" if self.own_mounts else "disk watcher"],
         }
         return {axis: ", ".join(filter(None, parts)) or "nothing" for axis, parts in names.items()}
+
+
+def isolation(layers: Layers, breaches: Collection[Axis], *, own_user: bool) -> dict[str, str]:
+    names = layers.enforced_by(own_user=own_user)
+    return {axis.value: "nothing" if axis in breaches else names[axis] for axis in Axis}
 
 
 def base_python() -> str:
@@ -111,6 +122,8 @@ def python_argv(script: str | Path, *arguments: str) -> tuple[str, ...]:
 def build_plan(job: Job, policy: Policy, layers: Layers, *, supervisor: int) -> dict[str, Any]:
     """Plain data for the launcher. Descriptors and the private folder (`box`) are filled in by the supervisor."""
     trees, links = _readable(job.readable)
+    owned = own_user(layers, trees)
+    counted = owned or os.geteuid() != 0
     places = [*trees, *(path for path in _DEVICES if os.path.exists(path))]
     return {
         "supervisor": supervisor,
@@ -122,14 +135,30 @@ def build_plan(job: Job, policy: Policy, layers: Layers, *, supervisor: int) -> 
         "texts": _TEXTS,
         "disk_bytes": policy.disk_bytes,
         "files": {name: bytes(data) for name, data in job.files.items()},
-        "limits": _limits(policy, layers),
+        "limits": _limits(policy, others=2 if layers.namespaces and not owned else 0),
         "landlock": _landlock(layers, trees) if layers.landlock else None,
-        "seccomp": _filter(layers.own_mounts, layers.signals_scoped) if layers.seccomp else None,
+        "seccomp": _filter(layers, counted) if layers.seccomp else None,
         "own_pid": seccomp.OWN_PID,
         "argv": [os.fspath(argument) for argument in job.argv],
         "fixed_env": _ENVIRONMENT,
         "env": dict(job.env),
+        "owner": 0 if owned else None,
     }
+
+
+def own_user(layers: Layers, trees: Iterable[str] | None = None) -> bool:
+    """Whether the job can be given a user that owns nothing: only root can, and the trees must be open to others.
+
+    With a root of its own the folders above a tree are the sandbox's, and count for nothing. `trees` None is what
+    every job may read.
+    """
+    trees = _readable(())[0] if trees is None else list(trees)
+    if os.geteuid() != 0 or not layers.users:
+        return False
+    above = set() if layers.own_mounts else {parent for path in trees for parent in Path(path).parents}
+    below = {path: 0o5 if os.path.isdir(path) else 0o4 for path in trees}
+    needs = {**{str(path): 0o1 for path in above}, **below}
+    return all(os.stat(path).st_mode & bits == bits for path, bits in needs.items())
 
 
 def _mountpoint() -> str:
@@ -157,15 +186,17 @@ def _readable(extra: Iterable[Path]) -> tuple[list[str], dict[str, str]]:
     return trees, links
 
 
-def _limits(policy: Policy, layers: Layers) -> list[tuple[str, int, int]]:
-    """(name, soft, hard). The processor limit's soft signal can be ignored, the hard one a second later cannot."""
+def _limits(policy: Policy, *, others: int) -> list[tuple[str, int, int]]:
+    """(name, soft, hard). The processor limit's soft signal can be ignored, the hard one a second later cannot.
+
+    `others`: processes of ours, the launcher and the first one, that the kernel counts with the job's.
+    """
     seconds = max(1, int(-(-policy.cpu_seconds // 1)))
-    own = 2 if layers.namespaces else 0  # the launcher and the first process count as well
     plain = {
         "RLIMIT_AS": policy.memory_bytes,
         "RLIMIT_FSIZE": policy.file_bytes,
         "RLIMIT_NOFILE": policy.descriptors,
-        "RLIMIT_NPROC": policy.processes + own,
+        "RLIMIT_NPROC": policy.processes + others,
         "RLIMIT_STACK": 8 * MIB,
         "RLIMIT_CORE": 0,
         "RLIMIT_MEMLOCK": 65536,
@@ -191,5 +222,10 @@ def _landlock(layers: Layers, trees: Iterable[str]) -> dict[str, Any]:
 
 
 @lru_cache(maxsize=None)
-def _filter(own_mounts: bool, signals_scoped: bool) -> bytes:
-    return seccomp.build(os.uname().machine, own_mounts=own_mounts, signals_scoped=signals_scoped)
+def _filter(layers: Layers, counted: bool) -> bytes:
+    return seccomp.build(
+        os.uname().machine,
+        own_mounts=layers.own_mounts,
+        signals_scoped=layers.signals_scoped,
+        one_group=not layers.namespaces and not counted,
+    )

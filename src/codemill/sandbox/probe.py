@@ -137,7 +137,8 @@ def _processes(target: dict[str, Any]) -> list[str]:
         with contextlib.suppress(OSError):
             os.kill(target["decoy"], signal.SIGKILL)
     if os.fork() == 0:
-        os.setsid()
+        with contextlib.suppress(OSError):
+            os.setsid()
         if os.fork() == 0:
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
             time.sleep(60)

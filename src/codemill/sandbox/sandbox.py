@@ -39,7 +39,6 @@ class Sandbox:
         self.workers = workers or len(os.sched_getaffinity(0))
         self._witness = examine(layers or Layers())
         self._witness.demand(policy.require)
-        self._isolation = self._witness.isolation()
         self._lock = threading.Lock()
         self._pool: ThreadPoolExecutor | None = None
         self._pool_owner = 0
@@ -47,7 +46,7 @@ class Sandbox:
     @property
     def isolation(self) -> dict[str, str]:
         """Axis to the names of what enforces it here; "nothing" where an attack got through."""
-        return dict(self._isolation)
+        return self._witness.isolation()
 
     def report(self) -> list[dict[str, Any]]:
         """One row for each axis: `axis`, `enforced_by`, `witnessed`, and in `detail` what was tried or got through."""
@@ -102,7 +101,8 @@ class Sandbox:
             if self._pool is None or self._pool_owner != os.getpid():  # threads do not survive a fork
                 self._pool = ThreadPoolExecutor(self.workers, thread_name_prefix="sandbox")
                 self._pool_owner = os.getpid()
-            return self._pool.submit(run_job, job, policy, self._witness.layers, self._isolation, cancel)
+            witness = self._witness
+            return self._pool.submit(run_job, job, policy, witness.layers, witness.breaches, cancel)
 
     def close(self) -> None:
         with self._lock:

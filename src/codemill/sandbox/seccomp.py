@@ -123,6 +123,8 @@ _NUMBERS: dict[str, tuple[int | None, int | None]] = {
     "rt_sigqueueinfo": (129, 138),
     "rt_tgsigqueueinfo": (297, 240),
     "pidfd_send_signal": (424, 424),
+    "setsid": (112, 157),
+    "setpgid": (109, 154),
     "inotify_add_watch": (254, 27),
     "chmod": (90, None),
     "fchmod": (91, 52),
@@ -186,12 +188,14 @@ def _numbers_of(machine: str) -> dict[str, int]:
     return {name: number for name, pair in _NUMBERS.items() if (number := pair[column]) is not None}
 
 
-def build(machine: str, *, own_mounts: bool, signals_scoped: bool) -> bytes:
+def build(machine: str, *, own_mounts: bool, signals_scoped: bool, one_group: bool) -> bytes:
     """The filter for `os.uname().machine`, an array of struct sock_filter.
 
     Without a mount namespace (`own_mounts` false) changing a file's mode, owner, times or attributes does nothing and
     reports success: Landlock does not cover them, and the host's files are still in reach. Without a pid namespace or
     Landlock's scope for signals (`signals_scoped` false) a process may signal the program's first process only.
+    `one_group` keeps all processes in the program's group, so that they can be killed in one stroke: for where nothing
+    but their count from outside bounds them.
     """
     if not supported(machine):
         names = ", ".join(sorted(_AUDIT_ARCH))
@@ -223,6 +227,9 @@ def build(machine: str, *, own_mounts: bool, signals_scoped: bool) -> bytes:
         program.refuse("pidfd_send_signal", errno.EPERM)
         program.refuse_if("fcntl", _Test(1, _EQUAL, _SET_OWNER_FCNTLS))
         ioctls += _SET_OWNER_IOCTLS
+    if one_group:
+        program.refuse("setsid", errno.EPERM)
+        program.refuse("setpgid", errno.EPERM)
     program.refuse_if("ioctl", _Test(1, _EQUAL, ioctls))
     return program.finish()
 

@@ -14,7 +14,7 @@ import subprocess
 import tempfile
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Collection
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -22,8 +22,8 @@ from typing import Any
 from codemill.core.errors import InputError, IsolationError, UnavailableError
 from codemill.sandbox import launcher, tree
 from codemill.sandbox.job import RESULT_BYTES, End, Job, Outcome
-from codemill.sandbox.plan import Layers, base_python, build_plan
-from codemill.sandbox.policy import Policy
+from codemill.sandbox.plan import Layers, base_python, build_plan, isolation
+from codemill.sandbox.policy import Axis, Policy
 
 _TICK = 0.02  # seconds between two looks at the tree
 _START_SECONDS = 60.0  # a launcher that takes longer is stuck: a machine in trouble, not the job's fault
@@ -89,9 +89,9 @@ class HeadAndTail:
 
 
 def run_job(
-    job: Job, policy: Policy, layers: Layers, isolation: Mapping[str, str], cancel: threading.Event
+    job: Job, policy: Policy, layers: Layers, breaches: Collection[Axis], cancel: threading.Event
 ) -> Outcome:
-    """Blocks until the job's whole tree is gone. `isolation` goes into the outcome as it is.
+    """Blocks until the job's whole tree is gone. `breaches` are the axes that `layers` were not seen to hold.
 
     The calling thread must live as long as the call: the kernel ties the launcher's life to it. Raises `InputError`
     for a job that cannot be set up as asked, `IsolationError` where the machine refuses a layer, `UnavailableError`
@@ -103,7 +103,8 @@ def run_job(
     try:
         run.start()
         run.watch()
-        return dataclasses.replace(run.outcome(), isolation=isolation)
+        in_force = isolation(layers, breaches, own_user=run.own_user)
+        return dataclasses.replace(run.outcome(), isolation=in_force)
     finally:
         run.close()
 
@@ -117,6 +118,7 @@ def _launcher_code() -> bytes:
 class _Run:
     def __init__(self, job: Job, policy: Policy, layers: Layers, cancel: threading.Event) -> None:
         self._job, self._policy, self._layers, self._cancel = job, policy, layers, cancel
+        self.own_user = False
         self._process: subprocess.Popen[bytes] | None = None
         self._selector = selectors.DefaultSelector()
         self._owned: list[int] = []  # our ends of the pipes
@@ -141,6 +143,7 @@ class _Run:
 
     def start(self) -> None:
         plan = build_plan(self._job, self._policy, self._layers, supervisor=os.getpid())
+        self.own_user = plan["owner"] is not None
         try:
             self._spawn(plan)
         except (OSError, RuntimeError) as error:
@@ -290,7 +293,9 @@ class _Run:
     def _look_at_tree(self) -> None:
         assert self._process is not None
         policy, root = self._policy, self._init or self._process.pid
-        used = tree.usage(root, with_root=False)
+        used = tree.usage(root, with_root=False, enough=policy.processes)
+        if used.tasks > policy.processes:  # before anything that takes longer: a fork bomb must be caught early
+            return self._kill("processes")
         self._cpu = max(self._cpu, used.cpu_seconds)
         resident = used.resident_bytes
         if resident > policy.memory_bytes:
@@ -300,8 +305,6 @@ class _Run:
             self._kill("memory")
         elif used.cpu_seconds > policy.cpu_seconds:
             self._kill("timeout")
-        elif used.tasks > policy.processes:
-            self._kill("processes")
         self._ticks += 1
         if self._box is not None and self._ticks % _DISK_TICKS == 0:
             self._look_at_disk(used.members)

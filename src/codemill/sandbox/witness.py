@@ -24,7 +24,7 @@ from typing import Any
 from codemill.core.errors import IsolationError, UnavailableError
 from codemill.sandbox import seccomp
 from codemill.sandbox.job import Job, Outcome
-from codemill.sandbox.plan import Layers, base_python, python_argv
+from codemill.sandbox.plan import Layers, base_python, isolation, own_user, python_argv
 from codemill.sandbox.policy import MIB, Axis, Policy
 from codemill.sandbox.supervise import LayerError, run_job
 
@@ -64,8 +64,7 @@ class Witness:
 
     def isolation(self) -> dict[str, str]:
         """Axis to what enforces it. An axis with a breach is enforced by "nothing", whatever was loaded."""
-        names = self.layers.enforced_by()
-        return {axis.value: "nothing" if axis in self.breaches else names[axis] for axis in Axis}
+        return isolation(self.layers, self.breaches, own_user=own_user(self.layers))
 
     def report(self) -> list[dict[str, Any]]:
         rows = []
@@ -138,6 +137,7 @@ def _without(layers: Layers, step: str) -> Layers:
         "mounts": dataclasses.replace(layers, mounts=False),
         "landlock": dataclasses.replace(layers, landlock=0),
         "seccomp": dataclasses.replace(layers, seccomp=False),
+        "users": dataclasses.replace(layers, users=False),
     }
     return weaker.get(step, layers)
 
@@ -157,7 +157,7 @@ def _attack(layers: Layers) -> dict[Axis, str]:
 
 
 def _run(job: Job, policy: Policy, layers: Layers) -> Outcome:
-    return run_job(job, policy, layers, {}, threading.Event())
+    return run_job(job, policy, layers, (), threading.Event())
 
 
 def _break_out(layers: Layers) -> dict[Axis, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -12,9 +13,18 @@ class FimConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    rate: float = Field(0.5, ge=0, le=1, description="Share of windows that are rearranged; 0 is plain next-token training.")
-    node: float = Field(0.5, ge=0, le=1, description="Of these, the share whose middle is a statement or block (Python).")
-    line: float = Field(0.3, ge=0, le=1, description="Of these, the share whose middle is whole lines; the rest is characters.")
+    rate: float = Field(
+        0.5, ge=0, le=1, description="Share of windows that are rearranged; 0 is plain next-token training."
+    )
+    node: float = Field(
+        0.5, ge=0, le=1, description="Of these, the share whose middle is a statement or block (Python)."
+    )
+    line: float = Field(
+        0.3,
+        ge=0,
+        le=1,
+        description="Of these, the share whose middle is whole lines; the rest is characters.",
+    )
     max_lines: int = Field(12, ge=1, description="Longest middle, in lines, for the two kinds above.")
 
 
@@ -26,7 +36,7 @@ class TrainConfig(BaseModel):
     method: Literal["lora", "full"] = Field("lora", description="Adapters that are merged at the end, or all weights.")
     lora_rank: int = Field(16, ge=1, description="Rank of the adapters.")
     lora_alpha: float = Field(32.0, gt=0, description="Scale of the adapters; they are multiplied by alpha / rank.")
-    fim: FimConfig = Field(default_factory=FimConfig, description="Fill-in-the-middle mix.")
+    fim: FimConfig = Field(FimConfig(), description="Fill-in-the-middle mix.")
     max_tokens: int = Field(512, ge=16, description="Longest example; documents are cut at line ends.")
     batch_tokens: int = Field(4096, ge=16, description="Tokens of one optimiser step, at most.")
     micro_tokens: int = Field(2048, ge=16, description="Tokens of one forward pass, at most.")
@@ -44,8 +54,6 @@ class TrainConfig(BaseModel):
 
     def learning_rate(self, step: int) -> float:
         """The rate of a step (from 0)."""
-        import math
-
         warm = round(self.warmup * self.steps)
         if step < warm:
             return self.lr * (step + 1) / warm

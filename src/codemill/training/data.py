@@ -60,7 +60,9 @@ class BatchStream:
             if len(ids) > 1
         ]
         if not rows:
-            raise InputError("there is nothing to train on: no document has a token; look at the corpus' decisions.parquet")
+            raise InputError(
+                "there is nothing to train on: no document has a token; look at the corpus' decisions.parquet"
+            )
         rng = random_for(c.seed, "order", epoch)
         rows = [rows[i] for i in rng.permutation(len(rows))]
         bins = best_fit([len(ids) for ids in rows], c.micro_tokens)

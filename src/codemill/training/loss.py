@@ -50,7 +50,7 @@ def linear_cross_entropy(hidden_TD: Tensor, head_VD: Tensor, labels_T: Tensor, s
     Pass `scale` = 1 / (number of trained tokens in the whole step): then any split into micro-batches or ranks gives the
     same loss and gradient.
     """
-    result: Tensor = _LinearCrossEntropy.apply(hidden_TD, head_VD, labels_T, scale)  # type: ignore[no-untyped-call]
+    result: Tensor = _LinearCrossEntropy.apply(hidden_TD, head_VD, labels_T, scale)
     return result
 
 

@@ -25,7 +25,8 @@ class MasterAdamW:
     ) -> None:
         self.parameters = dict(named)
         self.masters = {
-            name: p if p.dtype == torch.float32 else nn.Parameter(p.detach().float()) for name, p in self.parameters.items()
+            name: p if p.dtype == torch.float32 else nn.Parameter(p.detach().float())
+            for name, p in self.parameters.items()
         }
         for name, master in self.masters.items():
             if master is not self.parameters[name]:
@@ -51,7 +52,7 @@ class MasterAdamW:
         """Clip the gradient's norm to `clip` (0: leave it) and update. Returns the norm before, and whether the update was
         made: a step whose gradient is not finite is skipped."""
         grads = [m.grad for m in self.masters.values() if m.grad is not None]
-        norm = float(torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads))))  # type: ignore[no-untyped-call]
+        norm = float(torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads))))
         finite = math.isfinite(norm)
         if finite:
             if clip and norm > clip:
@@ -83,4 +84,6 @@ class MasterAdamW:
             if self.parameters[name] is not master:
                 self.parameters[name].copy_(master)
             if f"step.{name}" in tensors:
-                self._adamw.state[master] = {key: tensors[f"{key}.{name}"].clone() for key in ("step", "exp_avg", "exp_avg_sq")}
+                self._adamw.state[master] = {
+                    key: tensors[f"{key}.{name}"].clone() for key in ("step", "exp_avg", "exp_avg_sq")
+                }

@@ -10,12 +10,11 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from codemill.core.artifact import fingerprint
+from codemill.core.artifact import fingerprint, folder_identity, write_manifest
 from codemill.core.contracts import Document
 from codemill.core.errors import InputError, IntegrityError
 from codemill.core.interrupt import deferred_interrupt
@@ -34,25 +33,39 @@ from codemill.training.optimizer import MasterAdamW
 METRICS, CHECKPOINT, STATE = "metrics.jsonl", "checkpoint", "state.json"
 
 
-def train(model: Path, documents: Iterable[Document], config: TrainConfig, out: Path, *, until: int | None = None) -> dict[str, Any]:
+def train(
+    model: Path,
+    documents: Iterable[Document],
+    config: TrainConfig,
+    out: Path,
+    *,
+    inputs: dict[str, str] | None = None,
+    until: int | None = None,
+) -> dict[str, Any]:
     """Adapt the checkpoint folder `model` and write the result as a Hugging Face folder into `out`.
 
     Continues from `out/checkpoint` if a former run of the same configuration was stopped. `until` stops after that many
-    steps, with a checkpoint and without a result. Returns facts: loss, tokens, speed, steps skipped.
+    steps, with a checkpoint and without a result. `inputs` adds to the lineage that the manifest records. Returns facts:
+    loss, tokens, speed, steps skipped.
     """
     run = Run(model, list(documents), config, out)
     run.loop(config.steps if until is None else min(until, config.steps))
-    return run.finish(model) if run.step >= config.steps else run.facts()
+    return run.finish(inputs or {}) if run.step >= config.steps else run.facts()
 
 
 class Run:
     """The state of a training run: weights, optimiser, data position, step."""
 
     def __init__(self, model: Path, documents: list[Document], config: TrainConfig, out: Path) -> None:
-        self.config, self.out = config, out
+        self.config, self.out, self.model = config, out, model
+        self.model_identity = folder_identity(model)
         out.mkdir(parents=True, exist_ok=True)
         self.identity = fingerprint(
-            {"config": config.model_dump(mode="json"), "model": _model_identity(model), "data": [d.hash for d in documents]}
+            {
+                "config": config.model_dump(mode="json"),
+                "model": self.model_identity,
+                "data": [d.hash for d in documents],
+            }
         )
         self.decoder = load_decoder(model, dtype=config.dtype, device=config.device)
         self.named = _trained_parameters(self.decoder, config)
@@ -110,15 +123,23 @@ class Run:
         ids = batch.ids_T.to(device)
         hidden = self.decoder(ids, packed_positions(batch.lengths, device), PackedAttention(batch.lengths))
         loss = linear_cross_entropy(hidden, self.decoder.head.weight, batch.labels_T.to(device), scale)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         self.optimizer.gather()
         return float(loss)
 
     def _save(self) -> None:
         with atomic_folder(self.out / CHECKPOINT) as folder:
-            save_file({k: v.contiguous() for k, v in self.optimizer.state().items()}, folder / "optimizer.safetensors")
+            save_file(
+                {k: v.contiguous() for k, v in self.optimizer.state().items()},
+                folder / "optimizer.safetensors",
+            )
             position = self.stream.position
-            state = {"step": self.step, "epoch": position.epoch, "index": position.index, "identity": self.identity}
+            state = {
+                "step": self.step,
+                "epoch": position.epoch,
+                "index": position.index,
+                "identity": self.identity,
+            }
             (folder / STATE).write_text(json.dumps(state))
 
     def _resume(self) -> None:
@@ -154,6 +175,7 @@ class Run:
             "steps": self.step,
             "skipped_steps": sum(row["skipped"] for row in rows),
             "tokens": tokens,
+            "seconds": round(seconds, 1),
             "epochs": rows[-1]["epoch"] if rows else 0,
             "first_loss": sum(seen[:tenth]) / tenth if seen else None,
             "last_loss": sum(seen[-tenth:]) / tenth if seen else None,
@@ -163,11 +185,20 @@ class Run:
             "dtype": str(self.decoder.dtype).removeprefix("torch."),
         }
 
-    def finish(self, model: Path) -> dict[str, Any]:
-        """Merge, write the result and drop the checkpoint."""
+    def finish(self, inputs: dict[str, str]) -> dict[str, Any]:
+        """Merge, write the result with its manifest, and drop the checkpoint."""
         facts = self.facts()
-        save_decoder(merge_lora(self.decoder), self.out, like=model)
+        save_decoder(merge_lora(self.decoder), self.out, like=self.model)
         shutil.rmtree(self.out / CHECKPOINT, ignore_errors=True)
+        write_manifest(
+            self.out,
+            kind="checkpoint",
+            config=self.config.model_dump(mode="json"),
+            inputs={"model": self.model_identity, **inputs},
+            seconds=facts["seconds"],
+            facts=facts,
+            packages=("torch", "safetensors", "tokenizers"),
+        )
         return facts
 
 
@@ -175,24 +206,3 @@ def _trained_parameters(decoder: Decoder, config: TrainConfig) -> list[tuple[str
     if config.method == "lora":
         add_lora(decoder, rank=config.lora_rank, alpha=config.lora_alpha, seed=config.seed)
     return [(name, parameter) for name, parameter in decoder.named_parameters() if parameter.requires_grad]
-
-
-def _model_identity(model: Path) -> str:
-    """A checkpoint's identity: its manifest's fingerprint where it has one, else its size and config."""
-    manifest = model / "manifest.json"
-    if manifest.is_file():
-        return str(json.loads(manifest.read_text())["fingerprint"])
-    weights = model / "model.safetensors"
-    size = weights.stat().st_size if weights.is_file() else 0
-    return fingerprint([(model / "config.json").read_text() if (model / "config.json").is_file() else "", size])
-
-
-def training_flops(active_parameters: int, tokens: int, method: str) -> float:
-    """Floating-point operations: 6 N T for all weights, 4 N T where only adapters get a gradient (attention left out)."""
-    return (6.0 if method == "full" else 4.0) * active_parameters * tokens
-
-
-def training_bytes(parameters: int, trained: int, tokens: int, hidden_size: int, layers: int, mlp_size: int) -> int:
-    """A rough peak: bf16 weights, gradient, fp32 master and two moments of what is trained, activations of a batch."""
-    activations = tokens * layers * (6 * hidden_size + 3 * mlp_size) * 2
-    return 2 * parameters + 16 * trained + activations + 2**30

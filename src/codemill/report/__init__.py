@@ -1,0 +1,1 @@
+"""What was done and whether it helped, as one page that needs nothing else."""

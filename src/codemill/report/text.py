@@ -1,0 +1,93 @@
+"""Text from outside made safe to look at: nothing acts invisibly, nothing is endless.
+
+Escaping for HTML is the template engine's work. This is about what survives escaping: control characters, marks that
+reorder or hide what follows, halves of surrogate pairs, and sheer length.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+
+# Controls but tab and line feed, soft hyphen, fillers, zero-width and bidirectional marks, line separators, halves of
+# surrogate pairs, non-characters, and the tag block, which can hide whole sentences.
+_UNSEEN = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\xad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180e\u200b-\u200f\u2028-\u202e"
+    "\u2060-\u206f\u3164\ufeff\uffa0\ufff0-\ufffb\ufffe\uffff\ud800-\udfff\U000e0000-\U000e0fff]"
+)
+
+
+def visible(text: str) -> str:
+    """The text with everything unseen spelled out: ESC as ␛, a right-to-left override as ‹U+202E›."""
+    return _UNSEEN.sub(_spell, text.replace("\r\n", "\n"))
+
+
+def _spell(match: re.Match[str]) -> str:
+    code = ord(match.group())
+    if code < 0x20:
+        return chr(0x2400 + code)
+    return "␡" if code == 0x7F else f"‹U+{code:04X}›"
+
+
+def clip(text: str, characters: int) -> str:
+    """At most so many characters, with a mark where something was cut."""
+    return text if len(text) <= characters else text[: characters - 1] + "…"
+
+
+def head(text: str, lines: int, characters: int = 240) -> str:
+    """The first lines, none too wide; says how many were left out."""
+    found = text.split("\n")
+    kept = [clip(line, characters) for line in found[:lines]]
+    rest = len(found) - len(kept)
+    return "\n".join([*kept, f"… {rest:,} more lines"] if rest else kept)
+
+
+def tail(text: str, lines: int, characters: int = 240) -> str:
+    """The last lines, none too wide."""
+    return "\n".join(clip(line, characters) for line in text.split("\n")[-lines:])
+
+
+def signed(value: float, digits: int = 1) -> str:
+    """A number with its sign, a real minus; what rounds to zero has none."""
+    text = f"{abs(value):,.{digits}f}"
+    if float(text.replace(",", "")) == 0:
+        return text
+    return ("+" if value > 0 else "−") + text
+
+
+def points(share: float) -> str:
+    """A difference of shares in percentage points."""
+    return signed(100 * share)
+
+
+def percent(share: float | None) -> str:
+    return "—" if share is None or not math.isfinite(share) else f"{100 * share:.1f} %"
+
+
+def size(count: float) -> str:
+    """Bytes in decimal units."""
+    for unit in ("B", "kB", "MB"):
+        if count < 1000:
+            return f"{count:,.0f} {unit}" if unit == "B" or count >= 100 else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:,.1f} GB"
+
+
+def duration(seconds: float) -> str:
+    if seconds < 60:
+        return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s"
+
+
+def listed(words: Sequence[str]) -> str:
+    """`a`, `a and b`, `a, b and c`."""
+    return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else list(words))
+
+
+def counted(count: int, noun: str) -> str:
+    """`1 task`, `2 tasks`, `1 copy`, `2 copies`."""
+    plural = noun[:-1] + "ies" if noun.endswith("y") else noun + "s"
+    return f"{count:,} {noun if count == 1 else plural}"
