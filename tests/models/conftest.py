@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from codemill.core.paths import cache_dir, locked
-from codemill.models.pull import obtain_file
+from codemill.models.fetch import fetch
 from codemill.models.registry import find_model
 
 
@@ -21,9 +21,7 @@ def original_gguf() -> Callable[[str], Path]:
         folder.mkdir(parents=True, exist_ok=True)
         with locked(folder / ".lock"):
             file = folder / "weights.gguf"
-            problems: list[object] = []
-            source = obtain_file(find_model(name).variants[0], file, problems, progress=False)  # type: ignore[arg-type]
-            assert source is not None, problems
+            fetch(find_model(name).variants[0], file, progress=False)
         return file
 
     return find

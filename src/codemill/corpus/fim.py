@@ -48,6 +48,12 @@ def random_for(*key: object) -> np.random.Generator:
     return np.random.Generator(np.random.Philox(key=int.from_bytes(digest, "little")))
 
 
+def end_of_text(tokenizer: Tokenizer) -> int:
+    """The token that ends a document. In chat models it is not `eos_id`, which ends a turn."""
+    found = tokenizer.token_id("<|endoftext|>")
+    return tokenizer.eos_id if found is None else found
+
+
 def windows(text: str, tokenizer: Tokenizer, max_tokens: int) -> Iterator[tuple[int, int, int]]:
     """Cut a text at line ends into pieces of at most `max_tokens` tokens: (first line, start, end) of each.
 
@@ -121,7 +127,7 @@ def choose_span(window: str, first_line: int, nodes: list[tuple[int, int]], mix:
 def arrange(window: str, span: Span, tokenizer: Tokenizer) -> list[int]:
     """The window in prefix-suffix-middle order with an end token that is trained on, as token ids."""
     prompt = tokenizer.fim_prompt(window[: span.start], window[span.end :])
-    return [*prompt, *tokenizer.encode(window[span.start : span.end]), tokenizer.eos_id]
+    return [*prompt, *tokenizer.encode(window[span.start : span.end]), end_of_text(tokenizer)]
 
 
 def examples(
@@ -144,7 +150,7 @@ def examples(
         else:
             ids = tokenizer.encode(window)
             if end == len(document.text):
-                ids = [*ids, tokenizer.eos_id]
+                ids = [*ids, end_of_text(tokenizer)]
         # A single line longer than a window, or tokens split by a cut, can exceed the limit: cut into equal rows.
         if len(ids) <= max_tokens:
             yield ids

@@ -83,7 +83,7 @@ def find_model(name: str) -> Model:
             return model
     hint = nearest(name, [model.name for model in models()])
     raise ConfigError(
-        f"unknown model {name!r}: {hint}; also accepted: hf:OWNER/NAME@REVISION, or a folder's path"
+        f"unknown model {name!r}: {hint}; also accepted: hf:OWNER/NAME@REVISION, or a folder as ./NAME"
     )
 
 

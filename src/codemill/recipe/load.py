@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     data, lines = _read_yaml(path)
     for override in overrides:
         _apply(data, lines, override)
+    _copy_same(data, lines, path)
     try:
         recipe = Recipe.model_validate(data)
     except ValidationError as error:
@@ -84,6 +86,22 @@ def _scalar(node: yaml.Node) -> Any:
         return loader.construct_object(node)
     finally:
         loader.dispose()
+
+
+def _copy_same(data: dict[str, Any], lines: Lines, path: Path) -> None:
+    """`same_as: OTHER` in a stage gives it everything an earlier stage says that it does not say itself."""
+    stages = data.get("stages")
+    if not isinstance(stages, dict):
+        return
+    earlier: dict[str, Any] = {}
+    for name, stage in stages.items():
+        if isinstance(stage, dict) and "same_as" in stage:
+            other = stage.pop("same_as")
+            if not isinstance(other, str) or not isinstance(earlier.get(other), dict):
+                where = _where(("stages", name, "same_as"), lines, path)
+                raise ConfigError(f"{where}: stages.{name}: same_as {other!r} is no earlier stage; {nearest(str(other), earlier)}")
+            stages[name] = stage = {**copy.deepcopy(earlier[other]), **stage}
+        earlier[name] = stage
 
 
 def _apply(data: dict[str, Any], lines: Lines, override: str) -> None:

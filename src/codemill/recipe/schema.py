@@ -107,7 +107,10 @@ INPUTS: dict[str, dict[str, tuple[str, ...]]] = {
 
 
 class Recipe(BaseModel):
-    """A named chain of stages. Stages run in the order in which they are written."""
+    """A named chain of stages, run in the order in which they are written.
+
+    In the file a stage may say `same_as: EARLIER` and then only what differs.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 

@@ -113,10 +113,11 @@ def _prepare(plan: Plan) -> None:
         _enter_namespaces(plan)
     else:
         _check("processes", _prctl(_PR_SET_CHILD_SUBREAPER, 1))
-        _signal.signal(_signal.SIGTERM, lambda *_: _stop(plan))
     # Changing credentials clears the death signal, so it comes after the namespaces.
-    number = _signal.SIGKILL if plan["namespaces"] else _signal.SIGTERM
-    _check("processes", _prctl(_PR_SET_PDEATHSIG, number))
+    # With mounts of its own everything goes when the processes do; else the launcher has to clean up.
+    if not plan["mounts"]:
+        _signal.signal(_signal.SIGTERM, lambda *_: _stop(plan))
+    _check("processes", _prctl(_PR_SET_PDEATHSIG, _signal.SIGKILL if plan["mounts"] else _signal.SIGTERM))
     if os.getppid() != plan["supervisor"]:
         os._exit(0)  # it died before the signal was ordered
 
@@ -179,9 +180,10 @@ def _write_file(path: str, text: str) -> None:
 def _watch_first_process(plan: Plan) -> NoReturn:
     """Fork init and outlast it: the kernel lets init be reaped only when its whole namespace is empty."""
     alive, kept = os.pipe()
-    child = os.fork()
+    child = plan["init"] = os.fork()
     if child == 0:
         os.close(kept)
+        _signal.signal(_signal.SIGTERM, _signal.SIG_DFL)
         _check("processes", _prctl(_PR_SET_PDEATHSIG, _signal.SIGKILL))
         os.set_blocking(alive, False)
         try:
@@ -194,7 +196,11 @@ def _watch_first_process(plan: Plan) -> NoReturn:
     _tell(plan, f"init {child}")
     _close_standard_descriptors(plan)
     os.close(plan["status"])
+    if "stopped" in plan:
+        _send(child, _signal.SIGKILL)
     os.waitpid(child, 0)
+    if not plan["mounts"]:
+        remove_tree(plan["box"])
     os._exit(0)
 
 
@@ -273,9 +279,12 @@ def _descendants() -> list[int]:
 
 
 def _stop(plan: Plan) -> None:
-    """The supervisor's order, or its death, where no namespace does the work."""
+    """The supervisor's order, or its death, where cleaning up is left to the launcher."""
     plan["stopped"] = True  # seen after the fork, should the order come before it
-    _kill_descendants(plan)
+    if not plan["namespaces"]:
+        _kill_descendants(plan)
+    elif plan.get("init"):
+        _send(plan["init"], _signal.SIGKILL)
 
 
 def _kill_descendants(plan: Plan) -> None:

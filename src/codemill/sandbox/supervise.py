@@ -331,10 +331,10 @@ class _Run:
         if self._init_handle is not None:
             with contextlib.suppress(ProcessLookupError):
                 signal.pidfd_send_signal(self._init_handle, signal.SIGKILL)
-        elif self._layers.namespaces:
+        elif self._layers.own_mounts:
             self._process.kill()  # its death kills the first process
         else:
-            self._process.terminate()  # it kills the tree itself, and only then ends
+            self._process.terminate()  # it kills the tree and removes the folder, and only then ends
 
     def _kill_by_hand(self) -> None:
         """The launcher did not do it in time."""

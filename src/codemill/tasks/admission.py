@@ -72,9 +72,7 @@ def _rejected(candidate: Candidate, reason: str) -> Rejected:
     return Rejected(candidate.repository, candidate.path, candidate.function.qualname, candidate.kind, reason)
 
 
-def _examine(
-    batch: Sequence[tuple[Candidate, Task]], sandbox: Sandbox, folder: Path
-) -> dict[str, tuple[Task, str]]:
+def _examine(batch: Sequence[tuple[Candidate, Task]], sandbox: Sandbox, folder: Path) -> dict[str, tuple[Task, str]]:
     """Why each candidate is thrown away, '' for those that are not. The answers that must fail are tried first."""
     tasks = {task.id: task for _, task in batch}
     reasons = {task.id: "" for _, task in batch}
@@ -84,18 +82,12 @@ def _examine(
             reasons[verdict.task_id] = "an answer that does nothing passes its tests"
         elif not verdict.scorable:
             reasons[verdict.task_id] = _harness(verdict)
-    gold = [
-        (task, Answer(task_id=task.id, completion=task.gold))
-        for name, task in tasks.items()
-        if not reasons[name]
-    ]
+    gold = [(task, Answer(task_id=task.id, completion=task.gold)) for name, task in tasks.items() if not reasons[name]]
     for verdict in verify_all(gold, sandbox, folder):
         if verdict.status is Status.HARNESS_ERROR:
             reasons[verdict.task_id] = _harness(verdict)
         elif not verdict.passed:
-            reasons[verdict.task_id] = f"the original code does not pass: {verdict.status}: {verdict.reason}"[
-                :300
-            ]
+            reasons[verdict.task_id] = f"the original code does not pass: {verdict.status}: {verdict.reason}"[:300]
     return {_key(candidate): (task, reasons[task.id]) for candidate, task in batch}
 
 

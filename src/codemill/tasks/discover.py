@@ -19,24 +19,11 @@ from codemill.core.paths import atomic_write_text, cache_dir
 from codemill.core.records import dumps, from_json, read_json_lines
 from codemill.sandbox import Outcome, Sandbox
 from codemill.tasks.functions import Function
-from codemill.tasks.harness import (
-    INSIDE,
-    Report,
-    SuiteRun,
-    describe_end,
-    docstrings_of,
-    doctest_id,
-    suite_run,
-    tail,
-)
+from codemill.tasks.harness import INSIDE, Report, SuiteRun, describe_end, docstrings_of, doctest_id, suite_run, tail
 from codemill.tasks.layout import is_program_file, read_layout
 
 MAX_TESTS = 8  # per function, besides its own doctest
-TIME_BUCKETS = (
-    0.05,
-    0.5,
-    2.0,
-)  # seconds: finer differences are noise and would make the choice irreproducible
+TIME_BUCKETS = (0.05, 0.5, 2.0)  # seconds: finer differences are noise and would make the choice irreproducible
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,9 +46,7 @@ class Discovery:
         First the fast ones, then those that carry the function's name, then those that enter few functions.
         """
         own = doctest_id(path, function.qualname)
-        name = re.compile(
-            rf"(?<![A-Za-z0-9]){re.escape(function.qualname.split('.')[-1].strip('_'))}(?![A-Za-z0-9])"
-        )
+        name = re.compile(rf"(?<![A-Za-z0-9]){re.escape(function.qualname.split('.')[-1].strip('_'))}(?![A-Za-z0-9])")
         breadth = self._breadth()
 
         def rank(test: str) -> tuple[int, bool, int, str]:
@@ -140,9 +125,7 @@ def combine(watched_end: Outcome, watched: Report, plain_end: Outcome, plain: Re
     unused: Counter[str] = Counter()
     tests = {}
     for name in sorted({*watched.tests, *plain.tests}):
-        first, second = (
-            report.tests[name].passed if name in report.tests else False for report in (watched, plain)
-        )
+        first, second = (report.tests[name].passed if name in report.tests else False for report in (watched, plain))
         if first and second:
             tests[name] = plain.tests[name].seconds
         else:

@@ -60,9 +60,7 @@ def without(source: SourceFile, ranges: Iterable[Lines]) -> str | None:
     return None
 
 
-def prompt_around(
-    source: SourceFile, first: int, last: int, ranges: Iterable[Lines]
-) -> tuple[str, str] | None:
+def prompt_around(source: SourceFile, first: int, last: int, ranges: Iterable[Lines]) -> tuple[str, str] | None:
     """Text before and after lines `first` to `last`, without the given ranges; None where the file breaks."""
     ranges = list(ranges)
     gold = source.text[source.start_of(first) : source.end_of(last)]
@@ -154,9 +152,7 @@ def is_telling(body: str) -> bool:
     """Whether a body says enough to be searched for: two lines beyond the commonplace."""
     lines = (" ".join(line.split()) for line in split_lines(body))
     telling = (
-        line
-        for line in lines
-        if not line.startswith("#") and line not in TRIVIAL_LINES and re.search(r"\w", line)
+        line for line in lines if not line.startswith("#") and line not in TRIVIAL_LINES and re.search(r"\w", line)
     )
     return sum(1 for _ in telling) >= MIN_TELLING_LINES
 

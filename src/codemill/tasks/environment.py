@@ -37,7 +37,7 @@ TEST_REQUIREMENT_FILES = (
     *("requirements-test.txt", "requirements-tests.txt", "requirements-testing.txt", "test-requirements.txt"),
     *("requirements_test.txt", "requirements/test.txt", "requirements/tests.txt", "requirements/testing.txt"),
 )
-INSTALL_SECONDS = 900
+PIP_SECONDS = 900
 FORMAT = 1
 
 
@@ -76,17 +76,12 @@ def declared_dependencies(workspace: Path) -> Dependencies:
     call = _setup_call(workspace / "setup.py")
     info = _package_info(workspace)
     name = str(
-        table(pyproject, "project").get("name")
-        or setup.get("metadata", {}).get("name")
-        or call.get("name")
-        or ""
+        table(pyproject, "project").get("name") or setup.get("metadata", {}).get("name") or call.get("name") or ""
     )
     runtime = _runtime(pyproject, setup, call, info)
     accepted, refused = _validated(runtime, set())
     if refused:
-        raise InputError(
-            f"requirement {refused[0]!r} is not a plain name with versions, so it cannot be installed"
-        )
+        raise InputError(f"requirement {refused[0]!r} is not a plain name with versions, so it cannot be installed")
     tests, refused = _validated(_tests(workspace, pyproject, setup, call, info), set(TEST_GROUPS))
     own = canonicalize_name(name) if name else ""
     kept = [requirement for requirement in [*accepted, *tests] if canonicalize_name(requirement.name) != own]
@@ -141,11 +136,7 @@ def _runtime(
 
 
 def _tests(
-    workspace: Path,
-    pyproject: dict[str, Any],
-    setup: dict[str, dict[str, str]],
-    call: dict[str, Any],
-    info: list[str],
+    workspace: Path, pyproject: dict[str, Any], setup: dict[str, dict[str, str]], call: dict[str, Any], info: list[str]
 ) -> list[str]:
     found = [text for text in info if re.search(r"extra == ['\"](tests?|testing)['\"]", text)]
     found += _lines(setup.get("options", {}).get("tests_require", "")) + _strings(call.get("tests_require"))
@@ -228,7 +219,9 @@ def install(dependencies: Dependencies) -> Environment:
     with locked(folder.parent / f"{identity}.lock"):
         if not is_finished(folder):
             with atomic_folder(folder) as temporary:
-                _pip_install(dependencies.requirements, temporary)
+                wanted = dependencies.requirements
+                options = ("--target", str(temporary), "--no-compile", "--no-warn-conflicts")
+                run_pip("install", *options, "--", *wanted, wanted=", ".join(wanted))
                 _remove_own(temporary, dependencies.name)
                 _compile(temporary)
                 installed = _installed(temporary)
@@ -237,47 +230,23 @@ def install(dependencies: Dependencies) -> Environment:
     return Environment(identity, folder, tuple(read_manifest(folder)["facts"]["installed"]))
 
 
-def _pip_install(requirements: tuple[str, ...], target: Path) -> None:
-    command = [
-        sys.executable,
-        "-m",
-        "pip",
-        "install",
-        "--target",
-        str(target),
-        "--only-binary=:all:",
-        "--no-compile",
-    ]
-    command += [
-        "--no-input",
-        "--disable-pip-version-check",
-        "--no-warn-conflicts",
-        "--quiet",
-        "--",
-        *requirements,
-    ]
+def run_pip(*arguments: str, wanted: str) -> None:
+    """Run the user's own pip, built wheels only. Raises `UnavailableError` with its reason; `wanted` says what for."""
+    options = ("--only-binary=:all:", "--no-input", "--disable-pip-version-check", "--quiet")
+    command = [sys.executable, "-m", "pip", arguments[0], *options, *arguments[1:]]
     try:
         done = subprocess.run(
-            command,
-            capture_output=True,
-            text=True,
-            errors="replace",
-            stdin=subprocess.DEVNULL,
-            timeout=INSTALL_SECONDS,
+            command, capture_output=True, text=True, errors="replace", stdin=subprocess.DEVNULL, timeout=PIP_SECONDS
         )
     except subprocess.TimeoutExpired:
-        raise UnavailableError(
-            f"pip took longer than {INSTALL_SECONDS} s for {', '.join(requirements)}"
-        ) from None
+        raise UnavailableError(f"pip took longer than {PIP_SECONDS} s for {wanted}") from None
     if done.returncode == 0:
         return
     if "No module named pip" in done.stderr:
         raise UnavailableError(f"{sys.executable} has no pip; add it with: {sys.executable} -m ensurepip")
-    errors = [
-        line for line in done.stderr.splitlines() if line.startswith("ERROR")
-    ] or done.stderr.splitlines()[-1:]
-    detail = errors[-1].removeprefix("ERROR: ")[:300] if errors else f"exit code {done.returncode}"
-    raise UnavailableError(f"no wheels for {', '.join(requirements)}: {detail}")
+    lines = done.stderr.splitlines()
+    errors = [line for line in lines if line.startswith("ERROR")] or lines[-1:] or [f"exit code {done.returncode}"]
+    raise UnavailableError(f"no wheels for {wanted}: {errors[-1].removeprefix('ERROR: ')[:300]}")
 
 
 def _remove_own(folder: Path, name: str) -> None:

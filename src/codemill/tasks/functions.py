@@ -112,14 +112,10 @@ def find_functions(source: SourceFile) -> list[Function]:
     """Every function of the file, in order, the unusable ones with their reason."""
     found = list(walk_functions(source.tree))
     count = Counter(qualname for qualname, _, _ in found)
-    return [
-        _describe(source, qualname, node, nested, count[qualname] > 1) for qualname, node, nested in found
-    ]
+    return [_describe(source, qualname, node, nested, count[qualname] > 1) for qualname, node, nested in found]
 
 
-def _describe(
-    source: SourceFile, qualname: str, node: FunctionNode, nested: bool, repeated: bool
-) -> Function:
+def _describe(source: SourceFile, qualname: str, node: FunctionNode, nested: bool, repeated: bool) -> Function:
     first = min([node.lineno, *(decorator.lineno for decorator in node.decorator_list)])
     last = node.end_lineno or node.lineno
     reason, body = _exclusion(node, nested, repeated), None
@@ -186,9 +182,7 @@ def _signature_end(source: SourceFile, node: FunctionNode) -> int:
     if start <= node.lineno:
         return node.lineno
     above = start - 1
-    while above > node.lineno and (
-        not source.lines[above - 1].strip() or _is_comment(source.lines[above - 1])
-    ):
+    while above > node.lineno and (not source.lines[above - 1].strip() or _is_comment(source.lines[above - 1])):
         above -= 1
     # A first statement that stands on the line of the colon of a signature of several lines.
     indent = len(source.lines[start - 1]) - len(source.lines[start - 1].lstrip())
@@ -260,10 +254,7 @@ def _has_content(text: str) -> bool:
 
 def draw(key: str, choices: int) -> int:
     """A number below `choices` from BLAKE2b of `key`: the same on every machine, whatever else was drawn before."""
-    return (
-        int.from_bytes(hashlib.blake2b(key.encode("utf-8", "surrogatepass"), digest_size=8).digest())
-        % choices
-    )
+    return int.from_bytes(hashlib.blake2b(key.encode("utf-8", "surrogatepass"), digest_size=8).digest()) % choices
 
 
 def share(key: str) -> float:

@@ -23,9 +23,7 @@ from codemill.tasks.functions import Docstring, example_docstrings, parse
 from codemill.tasks.layout import is_control, read_layout
 
 INSIDE = Path(__file__).parent / "inside"
-START_UP_SECONDS = (
-    2.0  # for the jail, the interpreter and the imports of the harness, on top of a task's own limit
-)
+START_UP_SECONDS = 2.0  # for the jail, the interpreter and the imports of the harness, on top of a task's own limit
 SUITE_MEMORY = 1 << 30  # bytes
 MAX_WIDENING = 4.0
 TAIL_CHARACTERS = 2000
@@ -103,9 +101,7 @@ def read_report(data: bytes, nonce: str) -> Report:
         problem=str(end.get("problem", ""))[:TAIL_CHARACTERS],
         broken=tuple(str(text)[:TAIL_CHARACTERS] for text in _list(end.get("broken"))[:20]),
         seconds=_number(end.get("seconds")),
-        memory=any(
-            isinstance(entry, dict) and entry.get("memory") is True for entry in _list(end.get("tests"))
-        ),
+        memory=any(isinstance(entry, dict) and entry.get("memory") is True for entry in _list(end.get("tests"))),
         foreign=foreign,
     )
 
@@ -117,9 +113,7 @@ def _own_line(line: bytes, nonce: str) -> dict[str, Any] | None:
         return None
     if not isinstance(record, dict) or not isinstance(record.get("nonce"), str):
         return None
-    return (
-        record if secrets.compare_digest(record["nonce"].encode(errors="replace"), nonce.encode()) else None
-    )
+    return record if secrets.compare_digest(record["nonce"].encode(errors="replace"), nonce.encode()) else None
 
 
 def _functions(value: Any) -> dict[int, tuple[str, int]]:
@@ -131,9 +125,7 @@ def _functions(value: Any) -> dict[int, tuple[str, int]]:
 
 def _test_record(record: Mapping[str, Any], functions: Mapping[int, tuple[str, int]]) -> TestRecord:
     enters = [
-        functions[index]
-        for index in _list(record.get("enters"))
-        if isinstance(index, int) and index in functions
+        functions[index] for index in _list(record.get("enters")) if isinstance(index, int) and index in functions
     ]
     return TestRecord(
         id=str(record["test"]),
@@ -239,17 +231,17 @@ def suite_run(
     trace: bool = False,
     test_seconds: float | None = None,
     wall_seconds: float,
+    cpu_seconds: float | None = None,
 ) -> SuiteRun:
     """A jailed run of doctests and pytest ids in a copy of a repository.
 
     `pytest_ids` None runs what the repository's own settings collect, () runs none. `files` are the answer's texts by
-    path. `wall_seconds` is the whole run's limit; with `test_seconds` no test is started in its last tenth.
+    path. `wall_seconds` limits the whole run, `cpu_seconds` (default: the same) its processor time; with `test_seconds` no
+    test is started in the last tenth.
     """
     layout = read_layout(workspace)
     wanted = None if pytest_ids is None else list(pytest_ids)
-    folders = (
-        None if wanted is None else sorted({name.removeprefix("pytest:").split("::")[0] for name in wanted})
-    )
+    folders = None if wanted is None else sorted({name.removeprefix("pytest:").split("::")[0] for name in wanted})
     nonce = secrets.token_hex(16)
     request = {
         "nonce": nonce,
@@ -274,7 +266,7 @@ def suite_run(
         readable=(INSIDE, *([environment] if environment else [])),
         stdin=json.dumps(request).encode(),
         policy=Policy(
-            wall_seconds=wall_seconds, cpu_seconds=wall_seconds, memory_bytes=SUITE_MEMORY, processes=64
+            wall_seconds=wall_seconds, cpu_seconds=cpu_seconds or wall_seconds, memory_bytes=SUITE_MEMORY, processes=64
         ),
         result=True,
     )

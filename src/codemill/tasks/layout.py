@@ -24,15 +24,7 @@ CONTROL_NAMES = frozenset(
         "setup.cfg",
         "pyproject.toml",
     }
-    | {
-        "sitecustomize.py",
-        "usercustomize.py",
-        "setup.py",
-        "noxfile.py",
-        "pytest.py",
-        "doctest.py",
-        "unittest.py",
-    }
+    | {"sitecustomize.py", "usercustomize.py", "setup.py", "noxfile.py", "pytest.py", "doctest.py", "unittest.py"}
 )
 CONTROL_SUFFIXES = frozenset({".pth", ".pyc"})
 TEST_FOLDERS = frozenset({"tests", "test"})
@@ -75,13 +67,7 @@ class Layout:
     def module_of(self, path: str) -> str | None:
         """Dotted name of a Python file, None where it cannot be imported by name."""
         for root in self.roots:
-            inside = (
-                path
-                if root == "."
-                else path.removeprefix(root + "/")
-                if path.startswith(root + "/")
-                else None
-            )
+            inside = path if root == "." else path.removeprefix(root + "/") if path.startswith(root + "/") else None
             if inside is None:
                 continue
             parts = list(PurePosixPath(inside).with_suffix("").parts)

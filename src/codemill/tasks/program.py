@@ -34,9 +34,7 @@ class ProgramSpec(BaseModel):
     kind: Literal["program"]
     test: str = Field(description="Test code, executed after the program in its namespace.")
     call: str = Field(description="The statement that runs the test, for instance `check(add)`.")
-    seconds: float = Field(
-        REFERENCE_SECONDS, gt=0, le=600, description="Wall limit, widened on a busy machine."
-    )
+    seconds: float = Field(REFERENCE_SECONDS, gt=0, le=600, description="Wall limit, widened on a busy machine.")
 
 
 class ProgramVerifier:
@@ -58,18 +56,12 @@ class ProgramVerifier:
 
     def _job(self, task: Task, answer: Answer, nonce: str, limit: float) -> Job:
         program = task.prefix + (answer.completion or "") + (task.suffix or "")
-        request = {
-            "nonce": nonce,
-            "program": program + "\n",
-            "test": f"{self._spec.test}\n{self._spec.call}\n",
-        }
+        request = {"nonce": nonce, "program": program + "\n", "test": f"{self._spec.test}\n{self._spec.call}\n"}
         return Job(
             argv=python_argv(INSIDE / "run_program.py"),
             readable=(INSIDE,),
             stdin=json.dumps(request).encode(),
-            policy=Policy(
-                wall_seconds=limit + START_UP_SECONDS, cpu_seconds=math.ceil(self._spec.seconds) + 2
-            ),
+            policy=Policy(wall_seconds=limit + START_UP_SECONDS, cpu_seconds=math.ceil(self._spec.seconds) + 2),
             result=True,
         )
 
@@ -88,9 +80,7 @@ class ProgramVerifier:
 
 
 def _tests(report: Report) -> tuple[TestResult, ...]:
-    return tuple(
-        TestResult(id=test.id, passed=test.passed, message=test.message) for test in report.tests.values()
-    )
+    return tuple(TestResult(id=test.id, passed=test.passed, message=test.message) for test in report.tests.values())
 
 
 def refuse(task: Task, answer: Answer) -> Verdict | None:
@@ -98,9 +88,7 @@ def refuse(task: Task, answer: Answer) -> Verdict | None:
     if answer.completion is None:
         reason = "this task is answered by a completion, not by edits or a diff"
     elif len(answer.completion) > MAX_ANSWER_CHARACTERS:
-        reason = (
-            f"the answer has {len(answer.completion):,} characters, the limit is {MAX_ANSWER_CHARACTERS:,}"
-        )
+        reason = f"the answer has {len(answer.completion):,} characters, the limit is {MAX_ANSWER_CHARACTERS:,}"
     else:
         return None
     return Verdict(task_id=task.id, sample=answer.sample, status=Status.REFUSED, score=0.0, reason=reason)

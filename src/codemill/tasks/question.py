@@ -15,7 +15,7 @@ from codemill.tasks.functions import SourceFile
 from codemill.tasks.layout import read_layout
 from codemill.tasks.repository import Repository
 
-FLOOR_SECONDS = 5.0
+FLOOR_SECONDS = 3.0
 HEADROOM = 10.0  # an answer may be this much slower than the original
 
 

@@ -53,9 +53,7 @@ def prepare(source: str, documents: Sequence[Document], workspaces: Path) -> Rep
     if not has_tests and not doctests_of(folder):
         raise InputError(f"{source}: it has no tests and no doctests")
     environment = install(declared_dependencies(folder))
-    return Repository(
-        source, snapshot.name, snapshot.revision, identity, folder, environment, tuple(documents)
-    )
+    return Repository(source, snapshot.name, snapshot.revision, identity, folder, environment, tuple(documents))
 
 
 def copy_snapshot(snapshot: Snapshot, folder: Path) -> None:

@@ -42,9 +42,7 @@ def verifier_for(task: Task, folder: Path) -> Verifier:
         case "workspace":
             return WorkspaceVerifier(_spec(WorkspaceSpec, task), folder)
         case kind:
-            raise InputError(
-                f"task {task.id}: unknown verifier kind {kind!r}; valid kinds: program, workspace"
-            )
+            raise InputError(f"task {task.id}: unknown verifier kind {kind!r}; valid kinds: program, workspace")
 
 
 def _spec(model: type[Spec], task: Task) -> Spec:

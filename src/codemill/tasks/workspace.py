@@ -54,9 +54,7 @@ class WorkspaceVerifier:
             return refused
         fault = self._fault()
         if fault:
-            return Verdict(
-                task_id=task.id, sample=answer.sample, status=Status.HARNESS_ERROR, score=0.0, reason=fault
-            )
+            return Verdict(task_id=task.id, sample=answer.sample, status=Status.HARNESS_ERROR, score=0.0, reason=fault)
         run = suite_run(
             self._workspace,
             environment_folder(self._spec.environment) if self._spec.environment else None,
@@ -64,6 +62,7 @@ class WorkspaceVerifier:
             pytest_ids=[name for name in self._spec.tests if name.startswith("pytest:")],
             files={self._spec.path: self.text(answer.completion or "")},
             wall_seconds=self._spec.seconds * load_factor() + START_UP_SECONDS,
+            cpu_seconds=self._spec.seconds + START_UP_SECONDS,
         )
         outcome = await sandbox.run(run.job)
         report = run.report(outcome)
@@ -81,13 +80,8 @@ class WorkspaceVerifier:
         if not (self._workspace / self._spec.path).is_file():
             return f"{self._workspace / self._spec.path} is missing; build the tasks again"
         if is_control(self._spec.path):
-            return (
-                f"{self._spec.path} decides how answers are judged and cannot be one; build the tasks again"
-            )
-        if (
-            self._spec.environment
-            and not (environment_folder(self._spec.environment) / "manifest.json").is_file()
-        ):
+            return f"{self._spec.path} decides how answers are judged and cannot be one; build the tasks again"
+        if self._spec.environment and not (environment_folder(self._spec.environment) / "manifest.json").is_file():
             folder = environment_folder(self._spec.environment)
             return f"{folder}: the dependencies are not installed; build the tasks again"
         return ""

@@ -37,6 +37,8 @@ class TrainConfig(BaseModel):
     lora_rank: int = Field(16, ge=1, description="Rank of the adapters.")
     lora_alpha: float = Field(32.0, gt=0, description="Scale of the adapters; they are multiplied by alpha / rank.")
     fim: FimConfig = Field(FimConfig(), description="Fill-in-the-middle mix.")
+    include: tuple[str, ...] = Field(("*",), description="Only documents whose path fits one of these patterns.")
+    exclude: tuple[str, ...] = Field((), description="No documents whose path fits one of these patterns.")
     max_tokens: int = Field(512, ge=16, description="Longest example; documents are cut at line ends.")
     batch_tokens: int = Field(4096, ge=16, description="Tokens of one optimiser step, at most.")
     micro_tokens: int = Field(2048, ge=16, description="Tokens of one forward pass, at most.")

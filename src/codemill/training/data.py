@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 
 import torch
 from torch import Tensor
@@ -45,7 +46,8 @@ class BatchStream:
     def __init__(self, documents: Sequence[Document], tokenizer: Tokenizer, config: TrainConfig) -> None:
         if config.max_tokens > config.micro_tokens:
             raise InputError(f"max_tokens {config.max_tokens} must not exceed micro_tokens {config.micro_tokens}")
-        self.documents, self.tokenizer, self.config = documents, tokenizer, config
+        self.documents = [d for d in documents if _fits(d.path, config.include) and not _fits(d.path, config.exclude)]
+        self.tokenizer, self.config = tokenizer, config
         self.position = Position()
         self._epoch: int | None = None
         self._batches: list[list[list[int]]] = []
@@ -61,7 +63,7 @@ class BatchStream:
         ]
         if not rows:
             raise InputError(
-                "there is nothing to train on: no document has a token; look at the corpus' decisions.parquet"
+                "there is nothing to train on: no document fits include and exclude, or all are empty"
             )
         rng = random_for(c.seed, "order", epoch)
         rows = [rows[i] for i in rng.permutation(len(rows))]
@@ -79,6 +81,10 @@ class BatchStream:
             rows = self._batches[self.position.index]
             self.position = Position(self.position.epoch, self.position.index + 1)
             yield pack(rows)
+
+
+def _fits(path: str, patterns: Sequence[str]) -> bool:
+    return any(fnmatchcase(path, pattern) for pattern in patterns)
 
 
 def pack(rows: Sequence[list[int]]) -> Batch:

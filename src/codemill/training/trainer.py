@@ -125,7 +125,7 @@ class Run:
         loss = linear_cross_entropy(hidden, self.decoder.head.weight, batch.labels_T.to(device), scale)
         loss.backward()
         self.optimizer.gather()
-        return float(loss)
+        return float(loss.detach())
 
     def _save(self) -> None:
         with atomic_folder(self.out / CHECKPOINT) as folder:

@@ -73,11 +73,7 @@ class Reporter:
         passed = passed and self.results.get(name, True)
         self.results[name] = passed
         self.send(
-            test=name,
-            passed=passed,
-            message=message[:MESSAGE_CHARACTERS],
-            seconds=round(seconds, 4),
-            enters=enters,
+            test=name, passed=passed, message=message[:MESSAGE_CHARACTERS], seconds=round(seconds, 4), enters=enters
         )
 
 
@@ -161,9 +157,7 @@ class Explainer:
     def __call__(self, error: BaseException) -> str:
         try:
             lines = [f"{type(error).__name__}: {str(error)[:700]}".rstrip(": ")]
-            frames = [
-                f for f in traceback.extract_tb(error.__traceback__) if f.filename.startswith(self._prefix)
-            ]
+            frames = [f for f in traceback.extract_tb(error.__traceback__) if f.filename.startswith(self._prefix)]
             if isinstance(error, AssertionError):
                 lines += self._comparison(error.__traceback__)
             for frame in frames[-5:]:
@@ -191,9 +185,7 @@ class Explainer:
         frame = trace.tb_frame
         try:
             values = [
-                repr(eval(compile(ast.Expression(side), "assert", "eval"), frame.f_globals, frame.f_locals))[
-                    :300
-                ]  # noqa: S307
+                repr(eval(compile(ast.Expression(side), "assert", "eval"), frame.f_globals, frame.f_locals))[:300]  # noqa: S307
                 for side in sides
             ]
         except Exception:  # the second evaluation may well fail: then there is only the line
@@ -305,16 +297,7 @@ class Plugin:
 
 def run_pytest(pytest: Any, request: dict[str, Any], tools: Tools) -> list[str]:
     plugin = Plugin(request["wanted"], tools)
-    arguments = [
-        "--rootdir=.",
-        "-p",
-        "no:cacheprovider",
-        "-o",
-        "addopts=",
-        "-o",
-        "required_plugins=",
-        "--assert=plain",
-    ]
+    arguments = ["--rootdir=.", "-p", "no:cacheprovider", "-o", "addopts=", "-o", "required_plugins=", "--assert=plain"]
     arguments += ["-q", "--no-header", "--tb=no", "--capture=no", "--continue-on-collection-errors"]
     try:
         pytest.main([*arguments, *request["args"], *request["files"]], plugins=[plugin])
@@ -392,10 +375,7 @@ def main() -> None:
         if touched:
             problem = f"the control file {touched} was changed while the tests ran"
     reporter.send(
-        end=True,
-        results=reporter.results,
-        problem=problem,
-        broken=[text[:MESSAGE_CHARACTERS] for text in broken[:20]],
+        end=True, results=reporter.results, problem=problem, broken=[text[:MESSAGE_CHARACTERS] for text in broken[:20]]
     )
     leave(0)
 
