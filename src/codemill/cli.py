@@ -150,7 +150,7 @@ def evaluate(
     model: Annotated[str, typer.Argument(help="A registry name or a checkpoint folder.")],
     tasks: Annotated[list[str], typer.Argument(help="Tasks folders, tasks.jsonl files, humaneval or humaneval:PATH.")],
     out: Out,
-    split: Annotated[str, typer.Option(help="held-out, train or all: which tasks of a tasks folder.")] = "held-out",
+    split: Annotated[str, typer.Option(help="held_out, train or all: which tasks of a tasks folder.")] = "held_out",
     limit: Annotated[int, typer.Option(min=0, help="Only the first so many tasks; 0 takes all.")] = 0,
     samples: Annotated[int, typer.Option(min=1, help="Answers for each task.")] = 1,
     temperature: Annotated[float, typer.Option(min=0, help="0 is greedy.")] = 0.0,
@@ -185,7 +185,7 @@ def grade(
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="Where verdicts go; default beside the answers.")
     ] = None,
-    split: Annotated[str, typer.Option(help="held-out, train or all: which tasks of a tasks folder.")] = "all",
+    split: Annotated[str, typer.Option(help="held_out, train or all: which tasks of a tasks folder.")] = "all",
     k: Annotated[list[int] | None, typer.Option("--k", help="pass@k to report; may be repeated.")] = None,
     as_json: Json = False,
 ) -> None:

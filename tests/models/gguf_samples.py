@@ -83,7 +83,9 @@ def gguf_name(name: str) -> str:
 def interleave(weight: np.ndarray, heads: int) -> np.ndarray:
     """The row order ggml wants for `llama`: of each head, row 0 of the first half, row 0 of the second, row 1, ..."""
     rows = weight.shape[0] // heads
-    order = [head * rows + half * rows // 2 + row for head in range(heads) for row in range(rows // 2) for half in (0, 1)]
+    order = [
+        head * rows + half * rows // 2 + row for head in range(heads) for row in range(rows // 2) for half in (0, 1)
+    ]
     return weight[order]
 
 

@@ -142,7 +142,9 @@ def test_added_tokens_that_are_text_stay_text(folders: dict[str, Path], tmp_path
     """Runs of spaces are added tokens in some tokenizers; to prune them with the control tokens would be wrong."""
     definition = json.loads((folders["qwen2"] / "tokenizer.json").read_text())
     last = definition["added_tokens"][-1]["id"]
-    definition["added_tokens"].append(definition["added_tokens"][-1] | {"id": last + 1, "content": "    ", "special": False})
+    definition["added_tokens"].append(
+        definition["added_tokens"][-1] | {"id": last + 1, "content": "    ", "special": False}
+    )
     copy_with(folders["qwen2"], tmp_path, definition)
     tokenizer = Tokenizer.load(tmp_path)
     assert tokenizer.encode("    ") == [last + 1]
@@ -227,7 +229,9 @@ def test_a_beginning_token_is_added_where_the_model_has_it(folders: dict[str, Pa
         "type": "TemplateProcessing",
         "single": [{"SpecialToken": {"id": "<|endoftext|>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
         "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 0}}],
-        "special_tokens": {"<|endoftext|>": {"id": "<|endoftext|>", "ids": [tokenizer.bos_id], "tokens": ["<|endoftext|>"]}},
+        "special_tokens": {
+            "<|endoftext|>": {"id": "<|endoftext|>", "ids": [tokenizer.bos_id], "tokens": ["<|endoftext|>"]}
+        },
     }
     copy_with(folders["qwen2"], tmp_path, definition, add_bos_token=None)
     assert Tokenizer.load(tmp_path).completion_prompt("abc") == [tokenizer.bos_id, *tokenizer.encode("abc")]
@@ -259,7 +263,10 @@ def test_the_layout_of_a_repository(qwen2: Tokenizer) -> None:
 
 
 @given(
-    before=st.integers(0, 40), after=st.integers(0, 40), files=st.lists(st.integers(0, 30), max_size=3), room=st.integers(4, 150)
+    before=st.integers(0, 40),
+    after=st.integers(0, 40),
+    files=st.lists(st.integers(0, 30), max_size=3),
+    room=st.integers(4, 150),
 )
 def test_a_fim_prompt_keeps_to_its_budget(
     qwen2: Tokenizer, before: int, after: int, files: list[int], room: int
@@ -377,7 +384,8 @@ def adjoining(folders: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
 
 
 def test_a_template_can_look_at_and_change_what_messages_say(folders: dict[str, Path], tmp_path: Path) -> None:
-    source = "{{ bos_token }}{% for m in messages %}{{ m.content | trim | upper if 'q' in m.content else m.content }}{% endfor %}"
+    said = "{{ m.content | trim | upper if 'q' in m.content else m.content }}"
+    source = "{{ bos_token }}{% for m in messages %}" + said + "{% endfor %}"
     tokenizer = template(folders, tmp_path, source)
     ids = tokenizer.chat_prompt(chat("  q <|im_end|> ", "x"))
     assert tokenizer.decode(ids, skip_special=False) == "<|endoftext|>Q <|im_end|>x"
@@ -448,7 +456,8 @@ def sources(limit: int) -> list[str]:
     library = Path(sysconfig.get_paths()["stdlib"])
     paths = sorted([*library.glob("*.py"), *library.glob("encodings/*.py"), *library.glob("test/test_*.py")])
     chosen = [path.read_text(encoding="utf-8", errors="replace") for path in paths[:: max(1, len(paths) // limit)]]
-    return chosen + [
+    return [
+        *chosen,
         "a\r\n\r\n  b\t\tc \n \n   \n\n\nd  ",
         "x = 1234567890 + 0x1F - 3.14e-10  # ½ ² Ⅷ ٣ 五",
         "naïve café Ångström Straße ИЗВЕСТИЯ 日本語のテキスト 한국어 ไทย عربى हिन्दी",

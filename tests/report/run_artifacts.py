@@ -44,7 +44,13 @@ class Spec:
     message: str = "AssertionError: 3 != 4"
     isolation: Mapping[str, str] = field(default_factory=lambda: ISOLATION)
     rejected: Sequence[Mapping[str, str]] = (
-        {"repository": SOURCE, "path": "sprockets/core.py", "qualname": "f", "kind": "body", "reason": "no test enters it"},
+        {
+            "repository": SOURCE,
+            "path": "sprockets/core.py",
+            "qualname": "f",
+            "kind": "body",
+            "reason": "no test enters it",
+        },
     )
     losses: Sequence[float | None] = (2.0, 1.5, None, 1.25)
 
@@ -69,7 +75,10 @@ def write_run(root: Path, spec: Spec | None = None) -> ReportInputs:
         name="sprockets",
         title=spec.title,
         notes=spec.notes,
-        recipe={"name": "sprockets", "stages": {"model": {"use": "model", "name": "tiny"}, "train": {"use": "train", "seed": 7}}},
+        recipe={
+            "name": "sprockets",
+            "stages": {"model": {"use": "model", "name": "tiny"}, "train": {"use": "train", "seed": 7}},
+        },
         stages=tuple(StageRecord(n, uses.get(n, n), root / n, 1.5, n == "model") for n in made),
         corpus=root / "corpus",
         tasks=root / "tasks",
@@ -98,12 +107,20 @@ def _corpus(folder: Path, spec: Spec) -> str:
     with table_writer(folder / DECISIONS, decision_schema()) as table:
         table.append({**row, "path": "sprockets/kept.py", "decision": "keep"})
         table.append({**row, "path": spec.path, "decision": "drop", "reason": "generated", "detail": spec.detail})
-        table.append({**row, "path": "COPYING.txt", "decision": "quarantine", "reason": "license", "detail": "GPL-3.0-only"})
+        table.append(
+            {**row, "path": "COPYING.txt", "decision": "quarantine", "reason": "license", "detail": "GPL-3.0-only"}
+        )
     repository = {
         "source": SOURCE, "name": "sprockets", "revision": "1.0", "license": "MIT", "license_evidence": "LICENSE",
         "tier": "permissive", "files": 3, "kept": 1, "bytes": 120, "languages": {"python": 90, "markdown": 30},
     }  # fmt: skip
-    facts = {"documents": 1, "bytes": 120, "files": 3, "languages": {"python": 90, "markdown": 30}, "repositories": [repository]}
+    facts = {
+        "documents": 1,
+        "bytes": 120,
+        "files": 3,
+        "languages": {"python": 90, "markdown": 30},
+        "repositories": [repository],
+    }
     return _close(folder, "corpus", facts=facts, config={"sources": [SOURCE]}, inputs={SOURCE: "1.0"})
 
 
@@ -126,7 +143,9 @@ def _train(folder: Path, spec: Spec, model: str, tasks: str) -> str:
     write_records(folder / "metrics.jsonl", rows)
     facts = {"steps": len(rows), "tokens": 100 * len(rows), "first_loss": 2.0, "last_loss": 1.25, "tokens_per_second": 200.0,
              "trained_parameters": 1000, "device": "cpu", "dtype": "bfloat16"}  # fmt: skip
-    return _close(folder, "train", {"model": model, "documents": tasks}, facts=facts, config={"method": "lora", "lr": 1e-4})
+    return _close(
+        folder, "train", {"model": model, "documents": tasks}, facts=facts, config={"method": "lora", "lr": 1e-4}
+    )
 
 
 def make_tasks(spec: Spec, suite: Outcomes) -> list[Task]:
@@ -137,7 +156,13 @@ def make_tasks(spec: Spec, suite: Outcomes) -> list[Task]:
             suffix="\n\ndef after():\n    pass\n",
             gold="    return total_of(values)\n",
             verifier={"kind": "workspace", "seconds": 5.0},
-            metadata={"origin": suite.origin, "repository": SOURCE, "kind": "body", "split": "held_out", "cluster": f"f{i}"},
+            metadata={
+                "origin": suite.origin,
+                "repository": SOURCE,
+                "kind": "body",
+                "split": "held_out",
+                "cluster": f"f{i}",
+            },
         )
         for i in range(len(suite.before))
     ]
@@ -175,5 +200,10 @@ def _verdict(spec: Spec, task: Task, sample: int, passed: bool) -> Verdict:
     test = TestResult(id="pytest:tests/test_core.py::test_total", passed=passed, message="" if passed else spec.message)
     status = Status.PASSED if passed else Status.FAILED
     return Verdict(
-        task_id=task.id, sample=sample, status=status, score=float(passed), tests=(test,), isolation=dict(spec.isolation)
+        task_id=task.id,
+        sample=sample,
+        status=status,
+        score=float(passed),
+        tests=(test,),
+        isolation=dict(spec.isolation),
     )

@@ -2,35 +2,43 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 from sandbox_support import BUILDS, LIMITS, Run, runner
 
 from codemill.core.errors import IsolationError
-from codemill.sandbox import Layers, Sandbox
-
-
-def make(layers: Layers) -> Sandbox:
-    try:
-        return Sandbox(LIMITS, workers=2, layers=layers)
-    except IsolationError as error:
-        pytest.skip(f"this machine cannot isolate so: {error}")
-
-
-@pytest.fixture(scope="session", params=BUILDS)
-def sandbox(request: pytest.FixtureRequest) -> Iterator[Sandbox]:
-    with make(BUILDS[request.param]) as made:
-        yield made
+from codemill.sandbox import Sandbox
 
 
 @pytest.fixture(scope="session")
-def plain() -> Iterator[Sandbox]:
+def sandboxes() -> Iterator[Callable[[str], Sandbox]]:
+    made: dict[str, Sandbox] = {}
+
+    def get(build: str) -> Sandbox:
+        if build not in made:
+            try:
+                made[build] = Sandbox(LIMITS, workers=2, layers=BUILDS[build])
+            except IsolationError as error:
+                pytest.skip(f"this machine cannot isolate so: {error}")
+        return made[build]
+
+    yield get
+    for sandbox in made.values():
+        sandbox.close()
+
+
+@pytest.fixture(params=BUILDS)
+def sandbox(request: pytest.FixtureRequest, sandboxes: Callable[[str], Sandbox]) -> Sandbox:
+    return sandboxes(request.param)
+
+
+@pytest.fixture
+def plain(sandboxes: Callable[[str], Sandbox]) -> Sandbox:
     """All layers; for what does not depend on them."""
-    with make(Layers()) as made:
-        yield made
+    return sandboxes("full")
 
 
-@pytest.fixture()
+@pytest.fixture
 def run(sandbox: Sandbox) -> Run:
     return runner(sandbox)

@@ -47,7 +47,7 @@ if sys.argv[1] == "stay": time.sleep(60)
 def test_daemons_die_with_the_job(run: Run, parent: str) -> None:
     token = f"daemon-{parent}-{os.getpid()}"
     start = time.monotonic()
-    outcome = run(DAEMON, parent, token, policy=Policy(wall_seconds=1.0))
+    outcome = run(DAEMON, parent, token, policy=Policy(wall_seconds=0.6))
     assert outcome.end == ("exited" if parent == "leave" else "timeout")
     assert outcome.stdout == b"parent ends\n"
     assert time.monotonic() - start < 6
@@ -75,7 +75,8 @@ def test_a_killed_supervisor_takes_everything_along(build: str) -> None:
         [sys.executable, "-c", SUPERVISOR, build, token, *paths], stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )
     try:
-        assert supervisor.stdout is not None and supervisor.stderr is not None
+        assert supervisor.stdout is not None
+        assert supervisor.stderr is not None
         if supervisor.stdout.readline() != b"ready\n":
             pytest.skip(f"this machine cannot isolate so: {supervisor.stderr.read().decode()[-300:]}")
 
@@ -195,7 +196,8 @@ def test_a_missing_layer_is_noticed_by_attack(layers: Layers, axis: Axis) -> Non
     assert loose.isolation[axis] == "nothing"
     assert [row["witnessed"] for row in loose.report() if row["axis"] == axis] == [False]
     outcome = loose.run_blocking(sleeper(0))
-    assert outcome.succeeded and outcome.isolation[axis] == "nothing"
+    assert outcome.succeeded
+    assert outcome.isolation[axis] == "nothing"
     with pytest.raises(IsolationError, match=axis.value):  # a job cannot ask for what is not there
         loose.run_blocking(Job(argv=("true",), policy=Policy(require=frozenset({axis}))))
 
@@ -204,9 +206,7 @@ def test_a_missing_layer_is_noticed_by_attack(layers: Layers, axis: Axis) -> Non
     ("broken", "axis"),
     [("_look_at_tree", Axis.MEMORY), ("HeadAndTail", Axis.OUTPUT)],
 )
-def test_a_broken_supervisor_is_noticed_by_attack(
-    monkeypatch: pytest.MonkeyPatch, broken: str, axis: Axis
-) -> None:
+def test_a_broken_supervisor_is_noticed_by_attack(monkeypatch: pytest.MonkeyPatch, broken: str, axis: Axis) -> None:
     from codemill.sandbox import supervise, witness
 
     class KeepAll(supervise.HeadAndTail):

@@ -36,10 +36,9 @@ def collect_archive(archive: Path, collector: Collector) -> None:
         gzip.BadGzipFile,
         EOFError,
         ValueError,
+        NotImplementedError,
     ) as error:
-        raise IntegrityError(
-            f"{archive.name}: broken archive: {str(error) or type(error).__name__}"
-        ) from None
+        raise IntegrityError(f"{archive.name}: broken archive: {str(error) or type(error).__name__}") from None
 
 
 class _Capped(io.RawIOBase):
@@ -83,8 +82,10 @@ def _collect_tar(archive: Path, collector: Collector) -> None:
         stream = _Capped(unpacked, archive.stat().st_size, collector.limits, collector.origin)
         # "r|" only ever reads forwards: no header can send the reader back to run in a circle.
         with tarfile.open(fileobj=stream, mode="r|", tarinfo=_Member, encoding="utf-8") as members:
-            for member in members:
+            while member := members.next():
                 _collect_tar_member(members, member, collector)
+                # Else all headers, which may be long, stay in memory.
+                members.members.clear()  # type: ignore[attr-defined]
 
 
 def _collect_tar_member(members: tarfile.TarFile, member: tarfile.TarInfo, collector: Collector) -> None:
@@ -118,6 +119,8 @@ def _collect_zip(archive: Path, collector: Collector) -> None:
 
 def _collect_zip_member(members: zipfile.ZipFile, info: zipfile.ZipInfo, collector: Collector) -> None:
     kind = stat.S_IFMT(info.external_attr >> 16)  # the Unix mode, 0 where the archive was made elsewhere
+    if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        raise IntegrityError(f"{collector.origin}: compressed in a way that source archives are not")
     if kind not in (0, stat.S_IFREG) or info.flag_bits & 1:
         collector.count_member()
         reason = "encrypted" if info.flag_bits & 1 else "not a regular file"
@@ -126,8 +129,5 @@ def _collect_zip_member(members: zipfile.ZipFile, info: zipfile.ZipInfo, collect
     path = collector.admit(info.orig_filename, info.file_size)
     if path is None:
         return
-    try:
-        with members.open(info) as content:
-            collector.store(path, blocks_of(content))
-    except (NotImplementedError, RuntimeError) as error:
-        raise IntegrityError(f"{collector.origin}: {path}: cannot be unpacked: {error}") from None
+    with members.open(info) as content:
+        collector.store(path, blocks_of(content))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -21,7 +21,7 @@ from codemill.core.progress import Progress
 from codemill.corpus.filters import Decision, Judged, Policy, judge_bytes, judge_text
 from codemill.corpus.folders import blocks_of
 from codemill.corpus.languages import detect, kind_of
-from codemill.corpus.license_files import READ_BYTES, Finding, RepositoryLicenses, is_evidence
+from codemill.corpus.license_files import READ_BYTES, Finding, RepositoryLicenses
 from codemill.corpus.licenses import tier
 from codemill.corpus.measures import RawSignals, decode, measure_bytes, place_labels
 from codemill.corpus.snapshot import Limits, Skipped, Snapshot
@@ -86,9 +86,7 @@ def _check(sources: Sequence[str], out: Path) -> None:
         raise ConfigError(f"source {twice[0]!r} is given twice")
     if out.is_dir() and any(out.iterdir()):
         if not is_finished(out) or read_manifest(out).get("kind") != "corpus":
-            raise ConfigError(
-                f"{out}: holds something that is not a corpus; give another folder, or empty it"
-            )
+            raise ConfigError(f"{out}: holds something that is not a corpus; give another folder, or empty it")
     elif out.exists() and not out.is_dir():
         raise ConfigError(f"{out}: is a file; a corpus is a folder")
 
@@ -168,13 +166,13 @@ def _members(snapshot: Snapshot) -> list[tuple[str, Path | Skipped]]:
 
 
 def _licenses(snapshot: Snapshot, members: Sequence[tuple[str, Path | Skipped]]) -> RepositoryLicenses:
-    def texts() -> Iterator[tuple[str, str]]:
-        for path, member in members:
-            if isinstance(member, Path) and is_evidence(path):
-                with member.open("rb") as handle:
-                    yield path, decode(handle.read(READ_BYTES)) or ""
+    files = {path: member for path, member in members if isinstance(member, Path)}
 
-    return RepositoryLicenses(dict(texts()))
+    def read(path: str) -> str:
+        with files[path].open("rb") as handle:
+            return decode(handle.read(READ_BYTES)) or ""
+
+    return RepositoryLicenses(files, read)
 
 
 def _one(
@@ -189,9 +187,7 @@ def _one(
     """Judge one file and write down what was decided."""
     if isinstance(member, Skipped):
         raw = RawSignals(member.bytes, 0, 0, False, False, b"", "")
-        judged = Judged(
-            Decision("drop", "not-collected", member.reason), detect(path), labels=place_labels(path)
-        )
+        judged = Judged(Decision("drop", "not-collected", member.reason), detect(path), labels=place_labels(path))
     else:
         raw, judged = _judge(path, member, licenses, policy)
     if judged.decision.outcome == "keep":
@@ -214,9 +210,7 @@ def _judge(path: str, file: Path, licenses: RepositoryLicenses, policy: Policy) 
             handle.seek(0)
             data = handle.readall()
     except OSError as error:
-        raise InputError(
-            f"{file}: cannot be read: {error.strerror}; remove its folder from the cache"
-        ) from None
+        raise InputError(f"{file}: cannot be read: {error.strerror}; remove its folder from the cache") from None
     return raw, judge_text(path, data, licenses.of, policy)
 
 

@@ -84,9 +84,7 @@ def judge_bytes(path: str, raw: RawSignals, policy: Policy) -> Decision:
     longest = max(policy.max_line, policy.max_line_loose)
     if raw.longest_line > 4 * longest:  # a character has at most four bytes
         minified = measures.minified_name(path)
-        return Decision(
-            "drop", "minified" if minified else "long-line", f"{raw.longest_line} bytes in one line"
-        )
+        return Decision("drop", "minified" if minified else "long-line", f"{raw.longest_line} bytes in one line")
     return KEEP
 
 

@@ -118,10 +118,16 @@ def choose_span(window: str, first_line: int, nodes: list[tuple[int, int]], mix:
             # Big blocks are rarer than single lines; drawing the size first keeps small ones from crowding them out.
             size = int(rng.choice(sorted({stop - begin for begin, stop in inside})))
             begin, stop = [pair for pair in inside if pair[1] - pair[0] == size][int(rng.integers(sum(b - a == size for a, b in inside)))]
-            return Span(int(offsets[begin]), int(offsets[stop]))
+            return _lines_span(lines, offsets, begin, stop)
     count = int(rng.integers(1, longest + 1))
     begin = int(rng.integers(0, len(lines) - count + 1))
-    return Span(int(offsets[begin]), int(offsets[begin + count]))
+    return _lines_span(lines, offsets, begin, begin + count)
+
+
+def _lines_span(lines: list[str], offsets: np.ndarray, begin: int, stop: int) -> Span:
+    """Whole lines without the last line's end: the cursor of an editor stands before it, so it belongs to the suffix."""
+    ending = len(lines[stop - 1]) - len(lines[stop - 1].rstrip("\r\n"))
+    return Span(int(offsets[begin]), int(offsets[stop]) - ending)
 
 
 def arrange(window: str, span: Span, tokenizer: Tokenizer) -> list[int]:

@@ -123,9 +123,7 @@ def _members(repository: Path, commit: str) -> Iterator[tuple[str, str, int, str
 def _expect(stream: IO[bytes], identity: str, origin: str) -> None:
     header = stream.readline().split()
     if len(header) != 3 or header[1] != b"blob":
-        raise InputError(
-            f"{origin}: object {identity} is missing from the repository; `git fsck` may tell why"
-        )
+        raise InputError(f"{origin}: object {identity} is missing from the repository; `git fsck` may tell why")
 
 
 def _content(stream: IO[bytes], size: int, origin: str) -> Iterator[bytes]:
@@ -159,9 +157,7 @@ def _environment(repository: Path | None, *, remote: bool) -> dict[str, str]:
     return kept
 
 
-def _run(
-    arguments: list[str], repository: Path | None, *, remote: bool = False
-) -> subprocess.CompletedProcess[bytes]:
+def _run(arguments: list[str], repository: Path | None, *, remote: bool = False) -> subprocess.CompletedProcess[bytes]:
     try:
         return subprocess.run(
             ["git", *_options(), *arguments],

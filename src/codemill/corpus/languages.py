@@ -72,9 +72,7 @@ LANGUAGES = (
     Language("scheme", "programming", "scm ss rkt", "", "guile racket"),
     Language("common-lisp", "programming", "lisp lsp cl asd", "", "sbcl"),
     Language("emacs-lisp", "programming", "el", ".emacs"),
-    Language(
-        "shell", "programming", "sh bash zsh ksh bats", ".bashrc .zshrc .profile", "sh bash zsh dash ksh ash"
-    ),
+    Language("shell", "programming", "sh bash zsh ksh bats", ".bashrc .zshrc .profile", "sh bash zsh dash ksh ash"),
     Language("fish", "programming", "fish", "", "fish"),
     Language("powershell", "programming", "ps1 psm1 psd1", "", "pwsh powershell"),
     Language("batch", "programming", "bat cmd"),
@@ -109,9 +107,7 @@ LANGUAGES = (
     Language("less", "markup", "less"),
     Language("tex", "markup", "tex sty bib ltx"),
     Language("jupyter", "data", "ipynb"),
-    Language(
-        "json", "data", "json jsonc json5 geojson webmanifest jsonl ndjson", ".eslintrc .prettierrc .babelrc"
-    ),
+    Language("json", "data", "json jsonc json5 geojson webmanifest jsonl ndjson", ".eslintrc .prettierrc .babelrc"),
     Language("yaml", "data", "yaml yml", ".clang-format .clang-tidy"),
     Language("toml", "data", "toml", "pipfile"),
     Language(
@@ -142,55 +138,55 @@ LANGUAGES = (
     ),
 )
 
-# Extensions of several languages: what the text must show, in the order tried, and what it is when nothing
-# does.
+# Extensions of several languages: what the text must show, in the order tried, and what it is when nothing does.
+# Blanks at a line's start are [ \t]*: \s* runs over the line ends, and 20 kB of them would take many seconds.
 _AMBIGUOUS: dict[str, tuple[tuple[tuple[str, str], ...], str]] = {
     "h": (
         (
-            ("objective-c", r"^\s*(@interface|@protocol|@class|#import)\b"),
+            ("objective-c", r"^[ \t]*(@interface|@protocol|@class|#import)\b"),
             (
                 "c++",
-                r"^\s*(class\s+\w+|namespace\s+\w*|template\s*<|using\s+\w+|#include\s*<\w+>\s*$)|\bstd::",
+                r"^[ \t]*(class\s+\w+|namespace\s+\w*|template\s*<|using\s+\w+|#include\s*<\w+>[ \t]*$)|\bstd::",
             ),
         ),
         "c",
     ),
     "m": (
         (
-            ("objective-c", r"^\s*(@interface|@implementation|@protocol|@end|#import)\b"),
-            ("matlab", r"^\s*(function\b.*|%.*|end(function)?\s*;?|\w+\s*=.*;)\s*$"),
+            ("objective-c", r"^[ \t]*(@interface|@implementation|@protocol|@end|#import)\b"),
+            ("matlab", r"^[ \t]*(function\b.*|%.*|end(function)?[ \t]*;?|\w+[ \t]*=.*;)[ \t]*$"),
         ),
         UNKNOWN,
     ),
     "pl": (
         (
-            ("prolog", r"^\s*:-\s*\w+|^[a-z]\w*\(.*\)\s*:-"),
-            ("perl", r"^\s*(use|my|our|sub|package|require)\b|[$@%]\w+"),
+            ("prolog", r"^[ \t]*:-\s*\w+|^[a-z]\w*\(.*\)[ \t]*:-"),
+            ("perl", r"^[ \t]*(use|my|our|sub|package|require)\b|[$@%]\w+"),
         ),
         UNKNOWN,
     ),
     "ts": ((("xml", r"\A\s*<(\?xml|!DOCTYPE TS|TS\b)"),), "typescript"),
     "v": (
         (
-            ("coq", r"^\s*(Require|Theorem|Lemma|Definition|Inductive|Proof|Qed|Fixpoint|Section)\b.*\.?"),
-            ("verilog", r"^\s*(module|endmodule|always|assign|wire|reg|`timescale|`include|`define)\b"),
+            ("coq", r"^[ \t]*(Require|Theorem|Lemma|Definition|Inductive|Proof|Qed|Fixpoint|Section)\b.*\.?"),
+            ("verilog", r"^[ \t]*(module|endmodule|always|assign|wire|reg|`timescale|`include|`define)\b"),
         ),
         UNKNOWN,
     ),
-    "fs": ((("glsl", r"^\s*(#version|uniform|varying|precision)\b|\bgl_\w+"),), "f#"),
+    "fs": ((("glsl", r"^[ \t]*(#version|uniform|varying|precision)\b|\bgl_\w+"),), "f#"),
     "d": ((("make", r"^\S+\.o\s*:"),), "d"),
-    "cls": ((("tex", r"^\s*\\(ProvidesClass|NeedsTeXFormat|LoadClass)\b"),), UNKNOWN),
+    "cls": ((("tex", r"^[ \t]*\\(ProvidesClass|NeedsTeXFormat|LoadClass)\b"),), UNKNOWN),
     "inc": (
-        (("php", r"\A\s*<\?php"), ("c", r"^\s*#\s*(include|define|ifdef|ifndef)\b")),
+        (("php", r"\A\s*<\?php"), ("c", r"^[ \t]*#\s*(include|define|ifdef|ifndef)\b")),
         UNKNOWN,
     ),
-    "t": ((("perl", r"^\s*(use|my|our|sub)\b"),), UNKNOWN),
-    "cl": ((("common-lisp", r"^\s*\((defun|defmacro|in-package|defpackage)\b"),), UNKNOWN),
-    "s": ((("assembly", r"^\s*[.;#@]|^\s*\w+:|^\s+(mov|push|pop|ld|add|jmp|call|ret)\w*\b"),), UNKNOWN),
-    "sc": ((("scala", r"^\s*(import|object|class|def|val)\b"),), UNKNOWN),
+    "t": ((("perl", r"^[ \t]*(use|my|our|sub)\b"),), UNKNOWN),
+    "cl": ((("common-lisp", r"^[ \t]*\((defun|defmacro|in-package|defpackage)\b"),), UNKNOWN),
+    "s": ((("assembly", r"^[ \t]*[.;#@]|^[ \t]*\w+:|^[ \t]+(mov|push|pop|ld|add|jmp|call|ret)\w*\b"),), UNKNOWN),
+    "sc": ((("scala", r"^[ \t]*(import|object|class|def|val)\b"),), UNKNOWN),
     "tsx": ((("xml", r"\A\s*<\?xml"),), "typescript"),
-    "in": ((("c", r"^\s*#\s*(undef|define|include)\b"),), UNKNOWN),
-    "build": ((("starlark", r"^\s*(load|cc_library|py_library|filegroup|package)\("),), UNKNOWN),
+    "in": ((("c", r"^[ \t]*#\s*(undef|define|include)\b"),), UNKNOWN),
+    "build": ((("starlark", r"^[ \t]*(load|cc_library|py_library|filegroup|package)\("),), UNKNOWN),
 }
 
 

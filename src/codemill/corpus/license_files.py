@@ -20,7 +20,7 @@ from typing import Any
 
 from codemill.corpus.licenses import both, from_name, join, normalise, worse
 
-READ_BYTES = 1 << 20  # of a licence or metadata file; none is longer
+READ_BYTES = 1 << 18  # of a licence or metadata file; none that we recognise is longer
 HEADER_CHARACTERS = 6000
 EXTRA_WORDS = 150  # copyright lines and the like around a licence text
 
@@ -60,9 +60,7 @@ _TEXTS = (
     _Text("BSD-3-Clause", 220, (_BSD_GRANT, _BSD_BINARY, _BSD_NAME), (_BSD_ADS,)),
     _Text("BSD-2-Clause", 190, (_BSD_GRANT, _BSD_BINARY), (_BSD_NAME, _BSD_ADS)),
     _Text("ISC", 120, (_ISC_GRANT, "permission notice appear in all copies")),
-    _Text(
-        "0BSD", 100, (_ISC_GRANT, "software is provided as is"), ("permission notice appear in all copies",)
-    ),
+    _Text("0BSD", 100, (_ISC_GRANT, "software is provided as is"), ("permission notice appear in all copies",)),
     _Text("HPND", 190, ("and its documentation for any purpose and without fee is hereby granted",)),
     _Text(
         "Zlib",
@@ -78,16 +76,10 @@ _TEXTS = (
     _Text("PSF-2.0", 420, ("psf hereby grants licensee",), ("beopen",)),
     _Text("Python-2.0", 2400, ("psf hereby grants licensee", "beopen python open source license agreement")),
     _Text("GPL-2.0-only", 3050, ("gnu general public license version 2 june 1991", "no warranty")),
-    _Text(
-        "GPL-3.0-only", 5750, ("gnu general public license version 3 29 june 2007", "anti circumvention law")
-    ),
+    _Text("GPL-3.0-only", 5750, ("gnu general public license version 3 29 june 2007", "anti circumvention law")),
     _Text("LGPL-2.0-only", 4300, ("gnu library general public license version 2 june 1991",)),
-    _Text(
-        "LGPL-2.1-only", 4500, ("gnu lesser general public license version 2 1 february 1999", "no warranty")
-    ),
-    _Text(
-        "LGPL-3.0-only", 1250, ("gnu lesser general public license version 3 29 june 2007", "combined work")
-    ),
+    _Text("LGPL-2.1-only", 4500, ("gnu lesser general public license version 2 1 february 1999", "no warranty")),
+    _Text("LGPL-3.0-only", 1250, ("gnu lesser general public license version 3 29 june 2007", "combined work")),
     _Text(
         "AGPL-3.0-only",
         5700,
@@ -114,9 +106,7 @@ def _words(text: str) -> str:
 
 def _texts_in(words: str) -> list[_Text]:
     return [
-        text
-        for text in _TEXTS
-        if all(p in words for p in text.phrases) and not any(p in words for p in text.absent)
+        text for text in _TEXTS if all(p in words for p in text.phrases) and not any(p in words for p in text.absent)
     ]
 
 
@@ -158,9 +148,7 @@ _TAG = re.compile(r"^.{0,12}?SPDX-License-Identifier:[ \t]*(.{1,300})$", re.MULT
 def file_finding(text: str) -> Finding | None:
     """What a source file's own header says about its licence; None when it says nothing."""
     header = text[:HEADER_CHARACTERS]
-    tags = [
-        re.sub(r"\s*(?:\*/|-->|#\}|%>|\*\)|\"\"\"|''').*$", "", tag).strip() for tag in _TAG.findall(header)
-    ]
+    tags = [re.sub(r"\s*(?:\*/|-->|#\}|%>|\*\)|\"\"\"|''').*$", "", tag).strip() for tag in _TAG.findall(header)]
     if tags:
         known = [expression for expression in map(normalise, tags) if expression]
         if len(known) < len(tags):
@@ -174,6 +162,9 @@ def file_finding(text: str) -> Finding | None:
 _LICENSE_NAME = re.compile(
     r"^(?:(?:un)?licen[cs]es?|copying|copyright)(?:[._-].*)?$|^.*[._-]licen[cs]e(?:\.(?:txt|md|rst))?$", re.I
 )
+# Nothing but a heading and the name of the file to look in, as documentation folders have it.
+_POINTER = re.compile(r"\s*(?:[^\n]{1,80}\n[=~*#-]+\s+)?(?:\.\. (?:literal)?include:: ?)?(?:\.\./)+\S{1,80}\s*")
+_NAMED = re.compile(r"\bunder (?:the )?([\w .+-]{2,40}?) licen[cs]e\b", re.I)
 _CODE_SUFFIXES = (
     ".py",
     ".js",
@@ -204,30 +195,30 @@ def is_license_file(path: str) -> bool:
 
 
 class RepositoryLicenses:
-    """The licences of one repository. `evidence`: the text of each path for which `is_evidence` holds."""
+    """The licences of one repository with these paths; `read` gives the text of those for which `is_evidence` holds."""
 
-    def __init__(self, evidence: Mapping[str, str]) -> None:
+    def __init__(self, paths: Iterable[str], read: Callable[[str], str]) -> None:
         self._folders: dict[str, Finding] = {}
-        by_folder: dict[str, dict[str, str]] = {}
-        for path in sorted(evidence):
-            by_folder.setdefault(str(PurePosixPath(path).parent), {})[path] = evidence[path]
+        by_folder: dict[str, list[str]] = {}
+        for path in sorted(filter(is_evidence, paths)):
+            by_folder.setdefault(str(PurePosixPath(path).parent), []).append(path)
         for folder in sorted(by_folder, key=lambda name: (name != ".", name.count("/"), name)):
-            finding = self._folder_finding(folder, by_folder[folder])
+            finding = self._folder_finding(folder, {path: read(path) for path in by_folder[folder]})
             if finding is not None:
                 self._folders[folder] = finding
 
     def _folder_finding(self, folder: str, files: Mapping[str, str]) -> Finding | None:
-        texts = {path: text for path, text in files.items() if is_license_file(path)}
+        above = self.folder(str(PurePosixPath(folder).parent)) if folder != "." else Finding(None, "")
+        texts = {p: t for p, t in files.items() if is_license_file(p) and not _adds_nothing(t, above)}
         declared = {
-            p: e for p, t in files.items() if p not in texts and (e := metadata_license(p, t)) is not None
+            p: e for p, t in files.items() if not is_license_file(p) and (e := metadata_license(p, t)) is not None
         }
         metadata = both(declared.values())
         if not texts:
             if metadata is None:
                 return None
             finding = Finding(metadata, ", ".join(declared))
-            above = self.folder(str(PurePosixPath(folder).parent)) if folder != "." else None
-            return finding if above is None or not above.evidence else _narrowed(finding, above)
+            return _narrowed(finding, above) if above.evidence else finding
         recognised = {path: recognise(text) for path, text in texts.items()}
         known = {path: expression for path, expression in recognised.items() if expression}
         strange = [p for p in texts if p not in known and not (known and len(texts[p].split()) < EXTRA_WORDS)]
@@ -251,6 +242,15 @@ class RepositoryLicenses:
         if own is None:
             return above if above.evidence else Finding(None, "no licence found")
         return _narrowed(own, above) if above.evidence else own
+
+
+def _adds_nothing(text: str, above: Finding) -> bool:
+    """Whether a licence file below the top only points to, or briefly names, the licence that holds above it."""
+    if above.expression is None or len(text.split()) > EXTRA_WORDS:
+        return False
+    names = [from_name(name) for name in _NAMED.findall(text)]
+    same = [name is not None and join(above.expression, name) == above.expression for name in names]
+    return _POINTER.fullmatch(text) is not None or (bool(names) and all(same))
 
 
 def _narrowed(own: Finding, above: Finding) -> Finding:
@@ -292,11 +292,7 @@ def _agreed(declared: list[str]) -> str | None:
     """Statements of one file as one expression: a loose name beside an exact one adds nothing."""
     result: str | None = None
     for expression in sorted(declared, key=lambda e: "LicenseRef-" in e):
-        result = (
-            join(expression, result)
-            if result and "LicenseRef-" not in expression
-            else join(result, expression)
-        )
+        result = join(expression, result) if result and "LicenseRef-" not in expression else join(result, expression)
     return result
 
 

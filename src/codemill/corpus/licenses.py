@@ -24,9 +24,7 @@ _PERMISSIVE = re.compile(
     r"|OpenSSL|SSH-OpenSSH|ICU|MS-PL|ECL-2\.0|EFL-[\d.]+|Fair|NIST-PD.*|PDDL-1\.0|Beerware|CC-BY-[\d.]+"
     r"|LicenseRef-BSD|LicenseRef-Public-Domain"
 )
-_WEAK = re.compile(
-    r"MPL-[\d.]+.*|LGPL-.*|EPL-[\d.]+|CDDL-[\d.]+|CPL-1\.0|MS-RL|APSL-.*|IPL-1\.0|LicenseRef-LGPL"
-)
+_WEAK = re.compile(r"MPL-[\d.]+.*|LGPL-.*|EPL-[\d.]+|CDDL-[\d.]+|CPL-1\.0|MS-RL|APSL-.*|IPL-1\.0|LicenseRef-LGPL")
 _COPYLEFT = re.compile(
     r"GPL-.*|AGPL-.*|OSL-.*|EUPL-.*|CECILL-(1|2)\..*|CC-BY-SA-.*|Sleepycat|GFDL-.*|QPL-1\.0|LicenseRef-A?GPL"
 )
@@ -102,9 +100,16 @@ def worse(first: str | None, second: str | None) -> bool:
     return _RANK[tier(first)] > _RANK[tier(second)]
 
 
+def _conjuncts(expression: str) -> list[str]:
+    tree = _parsed(expression)
+    if tree is None or tree.__class__.__name__ != "AND":
+        return [expression]
+    return [str(part.render()) for part in tree.args]
+
+
 def both(expressions: Iterable[str]) -> str | None:
     """All of these bind at once: the expressions joined with AND, duplicates left out; None for none."""
-    kept = list(dict.fromkeys(expressions))
+    kept = list(dict.fromkeys(part for expression in expressions for part in _conjuncts(expression)))
     if len(kept) < 2:
         return kept[0] if kept else None
     return normalise(" AND ".join(f"({expression})" for expression in kept))
@@ -125,11 +130,7 @@ def _same_family(first: str, second: str) -> bool:
         name = loose.removeprefix("LicenseRef-")
         return all(k == loose or k.startswith(name + "-") for k in (one, other))
     both_bsd = one == other == "BSD"
-    return (
-        first == second
-        or (one == other and not both_bsd)
-        or (both_bsd and "LicenseRef-BSD" in (first, second))
-    )
+    return first == second or (one == other and not both_bsd) or (both_bsd and "LicenseRef-BSD" in (first, second))
 
 
 def join(text_evidence: str | None, declared: str | None) -> str | None:
@@ -226,7 +227,5 @@ def _several(text: str) -> str | None:
         if len(parts) > 1:
             names = [from_name(part) for part in parts]
             known = [name for name in names if name]
-            return (
-                normalise(operator.join(f"({name})" for name in known)) if len(known) == len(parts) else None
-            )
+            return normalise(operator.join(f"({name})" for name in known)) if len(known) == len(parts) else None
     return None

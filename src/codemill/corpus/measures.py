@@ -165,9 +165,7 @@ def generated_by(path: str, text: str) -> str | None:
     name = PurePosixPath(path).name.lower()
     if name in _LOCK_FILES:
         return "lock file"
-    if _GENERATED_NAMES.search(name) or any(
-        part.endswith(".egg-info") for part in PurePosixPath(path).parts[:-1]
-    ):
+    if _GENERATED_NAMES.search(name) or any(part.endswith(".egg-info") for part in PurePosixPath(path).parts[:-1]):
         return "file name"
     header = "\n".join(text[:HEADER_CHARACTERS].split("\n")[:HEADER_LINES])
     found = _GENERATED.search(header)

@@ -65,9 +65,7 @@ def index_settings(environment: Mapping[str, str] | None = None) -> IndexSetting
         return named or settings.get(f"install.{key}") or settings.get(f"global.{key}") or None
 
     if (value("no-index") or "").lower() in ("1", "true", "yes", "on"):
-        raise UnavailableError(
-            "pip is configured with no-index: unset it, or give the unpacked source as path:DIR"
-        )
+        raise UnavailableError("pip is configured with no-index: unset it, or give the unpacked source as path:DIR")
     first = value("index-url") or STANDARD_INDEX
     certificates = value("cert") or next(
         (variables[k] for k in ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "SSL_CERT_FILE") if variables.get(k)),
@@ -114,9 +112,7 @@ def find_source_archive(name: str, version: str, settings: IndexSettings) -> Sou
         raise UnavailableError("; ".join(problems))
     versions = sorted({v for v in map(_version, seen) if v is not None})
     newest = ", ".join(str(v) for v in versions[-5:]) or "none"
-    raise InputError(
-        f"pypi:{name}=={version}: the index has no source archive of it; newest with one: {newest}"
-    )
+    raise InputError(f"pypi:{name}=={version}: the index has no source archive of it; newest with one: {newest}")
 
 
 def _version(filename: str) -> Version | None:
@@ -140,9 +136,7 @@ def _listing(client: httpx.Client, index: str, name: str) -> list[SourceArchive]
             return []
         response.raise_for_status()
     except (httpx.HTTPError, httpx.InvalidURL) as error:
-        raise UnavailableError(
-            f"{_shown(index)}: the package index cannot be read: {_shown(str(error))}"
-        ) from None
+        raise UnavailableError(f"{_shown(index)}: the package index cannot be read: {_shown(str(error))}") from None
     if "json" in response.headers.get("content-type", ""):
         return list(_json_files(response, page))
     return list(_html_files(response.text, str(response.url)))
@@ -189,9 +183,7 @@ def _client(settings: IndexSettings) -> httpx.Client:
     try:
         context.load_verify_locations(**{"capath" if Path(chosen).is_dir() else "cafile": chosen})
     except OSError as error:
-        raise UnavailableError(
-            f"{chosen}: the certificates pip is configured with cannot be read: {error}"
-        ) from None
+        raise UnavailableError(f"{chosen}: the certificates pip is configured with cannot be read: {error}") from None
     return httpx.Client(
         timeout=settings.timeout,
         follow_redirects=True,
@@ -204,9 +196,7 @@ def _client(settings: IndexSettings) -> httpx.Client:
 def download(archive: SourceArchive, folder: Path, settings: IndexSettings, limit: int) -> Path:
     """Fetch an archive of at most `limit` bytes into `folder`, resuming an earlier try; check its hash."""
     if not archive.sha256:
-        raise IntegrityError(
-            f"{archive.filename}: the index gives no SHA-256 for it; use one that does, or path:DIR"
-        )
+        raise IntegrityError(f"{archive.filename}: the index gives no SHA-256 for it; use one that does, or path:DIR")
     target = folder / f"{archive.sha256[:16]}-{archive.filename.replace('/', '_')}"
     part = target.with_name(target.name + ".part")
     with locked(target.with_name(target.name + ".lock")):
@@ -220,9 +210,7 @@ def download(archive: SourceArchive, folder: Path, settings: IndexSettings, limi
         found = _sha256(part)
         if found != archive.sha256:
             part.unlink()
-            raise IntegrityError(
-                f"{archive.filename}: SHA-256 {found}, but the index says {archive.sha256}; try again"
-            )
+            raise IntegrityError(f"{archive.filename}: SHA-256 {found}, but the index says {archive.sha256}; try again")
         part.replace(target)
     return target
 
@@ -258,9 +246,7 @@ def _transfer(archive: SourceArchive, part: Path, settings: IndexSettings, limit
             _append(part, response.iter_bytes(BLOCK), "ab" if go_on else "wb", progress, limit)
     except httpx.HTTPError as error:
         message = _shown(str(error)) or type(error).__name__
-        raise UnavailableError(
-            f"{archive.filename}: download failed: {message}; run it again to go on"
-        ) from None
+        raise UnavailableError(f"{archive.filename}: download failed: {message}; run it again to go on") from None
 
 
 def _append(part: Path, blocks: Iterator[bytes], mode: str, progress: Progress, limit: int) -> None:

@@ -14,9 +14,10 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
-from codemill.core.errors import InputError
+from codemill.core.errors import InputError, UnavailableError
 
 BLOCK = 1 << 20
+NAME_SHOWN = 1024  # characters of a name that is recorded: a hostile one may hold a megabyte
 
 # Folders of tools and installed packages: never somebody's source. Compared in lower case.
 SKIPPED_FOLDERS = frozenset(
@@ -74,9 +75,7 @@ class Snapshot:
 
     def files(self) -> Iterator[tuple[str, Path]]:
         """Pairs of POSIX path relative to the root and file, in the order of the paths' code points."""
-        found = [
-            Path(folder, name) for folder, _, names in os.walk(self.root, onerror=_raise) for name in names
-        ]
+        found = [Path(folder, name) for folder, _, names in os.walk(self.root, onerror=_raise) for name in names]
         yield from sorted((path.relative_to(self.root).as_posix(), path) for path in found)
 
 
@@ -86,7 +85,7 @@ def _raise(error: OSError) -> None:
 
 def printable(name: str) -> str:
     """A file name for people and records: on one line, valid UTF-8, whatever the name held."""
-    text = name.encode("utf-8", "backslashreplace").decode()
+    text = name[:NAME_SHOWN].encode("utf-8", "backslashreplace").decode()
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
@@ -97,13 +96,7 @@ def name_problem(name: str, limits: Limits) -> str | None:
     if not name.isprintable():
         return "unprintable character in the file name"
     path = PurePosixPath(name)
-    if (
-        path.is_absolute()
-        or ".." in path.parts
-        or "\\" in name
-        or re.match(r"[A-Za-z]:", name)
-        or not path.parts
-    ):
+    if path.is_absolute() or ".." in path.parts or "\\" in name or re.match(r"[A-Za-z]:", name) or not path.parts:
         return "unsafe path"
     if len(path.parts) > limits.depth:
         return f"more than {limits.depth} folders deep"
@@ -138,9 +131,7 @@ class Collector:
         """Every entry a source lists counts, kept or not. Raises `InputError` past the limit."""
         self._members += 1
         if self._members > self.limits.members:
-            raise InputError(
-                f"{self.origin}: more than {self.limits.members} members; take a part of it as the source"
-            )
+            raise InputError(f"{self.origin}: more than {self.limits.members} members; take a part of it as the source")
 
     def skip_folder(self, path: str) -> bool:
         """Whether `path` lies in, or is, a folder that is never source. Recorded once per folder."""
@@ -193,8 +184,7 @@ class Collector:
         target = None if self.root is None else self.root / path
         out = None
         if target is not None:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            out = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
+            out = _create(target)
         try:
             for block in blocks:
                 size += len(block)
@@ -203,24 +193,29 @@ class Collector:
                 digest.update(block)
                 if out is not None:
                     _write_all(out, block)
+        except BaseException:
+            self._discard(target)
+            raise
         finally:
             if out is not None:
                 os.close(out)
         if size > self.limits.file_bytes:
-            if target is not None:
-                target.unlink()
+            self._discard(target)
             self.skip(path, size, f"larger than {self.limits.file_bytes} bytes")
             return
         self._count(path, size, digest.hexdigest())
+
+    @staticmethod
+    def _discard(target: Path | None) -> None:
+        if target is not None:
+            target.unlink()
 
     def _count(self, path: str, size: int, digest: str) -> None:
         self.files += 1
         self.total_bytes += size
         self._digests.append((path, size, digest))
         if self.total_bytes > self.limits.total_bytes:
-            raise InputError(
-                f"{self.origin}: more than {self.limits.total_bytes} bytes of files; take a part of it"
-            )
+            raise InputError(f"{self.origin}: more than {self.limits.total_bytes} bytes of files; take a part of it")
 
     def digest(self) -> str:
         """A hash of what was kept and left out, whatever the order it came in: 40 hexadecimal digits."""
@@ -239,7 +234,19 @@ def _order(skipped: Skipped) -> tuple[str, str, int]:
     return skipped.path, skipped.reason, skipped.bytes
 
 
+# A write that fails is no trait of the file read: as an OSError it would be recorded as a file that cannot be read.
+def _create(target: Path) -> int:
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        return os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
+    except OSError as error:
+        raise UnavailableError(f"{target}: cannot be written: {error.strerror}") from None
+
+
 def _write_all(descriptor: int, block: bytes) -> None:
     view = memoryview(block)
-    while view:
-        view = view[os.write(descriptor, view) :]
+    try:
+        while view:
+            view = view[os.write(descriptor, view) :]
+    except OSError as error:
+        raise UnavailableError(f"the cache cannot be written: {error.strerror}; set CODEMILL_CACHE") from None

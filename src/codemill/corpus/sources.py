@@ -71,13 +71,9 @@ def _parse_pypi(text: str, rest: str) -> Source:
     try:
         return Source(text, "pypi", canonicalize_name(name, validate=True), str(Version(version)))
     except InvalidName:
-        raise ConfigError(
-            f"source {text!r}: {name!r} is not the name of a project (extras are not wanted)"
-        ) from None
+        raise ConfigError(f"source {text!r}: {name!r} is not the name of a project (extras are not wanted)") from None
     except InvalidVersion:
-        raise ConfigError(
-            f"source {text!r}: {version!r} is not one exact version, as in pypi:toolz==1.0.0"
-        ) from None
+        raise ConfigError(f"source {text!r}: {version!r} is not one exact version, as in pypi:toolz==1.0.0") from None
 
 
 def _parse_git(text: str, rest: str) -> Source:
@@ -94,9 +90,7 @@ def _parse_git(text: str, rest: str) -> Source:
         at = rest.rindex("@")
         location, revision = rest[:at], rest[at + 1 :]
         if not revision or revision.startswith("-"):
-            raise ConfigError(
-                f"source {text!r}: {revision!r} is not a revision; name a commit, tag or branch"
-            )
+            raise ConfigError(f"source {text!r}: {revision!r} is not a revision; name a commit, tag or branch")
     if "://" in location:
         parts = urlsplit(location)
         if parts.scheme == "file":
@@ -205,9 +199,7 @@ def _collect(source: Source, revision: str, limits: Limits, folder: Path) -> Non
             "bytes": collector.total_bytes,
             "skipped": len(skipped),
         }
-        write_manifest(
-            temporary, kind="snapshot", config={"source": source.text, **asdict(limits)}, facts=facts
-        )
+        write_manifest(temporary, kind="snapshot", config={"source": source.text, **asdict(limits)}, facts=facts)
     if archive is not None:
         archive.unlink(missing_ok=True)
 

@@ -153,9 +153,7 @@ def _check_schema(path: Path, found: pa.Schema, wanted: pa.Schema) -> None:
             raise InputError(f"{path}: {'no' if not indices else 'more than one'} column {field.name!r}")
         if found.field(indices[0]).type != field.type:
             kind = found.field(indices[0]).type
-            raise InputError(
-                f"{path}: column {field.name!r} is {kind}, not {field.type}; build the corpus again"
-            )
+            raise InputError(f"{path}: column {field.name!r} is {kind}, not {field.type}; build the corpus again")
 
 
 def _checked(path: Path, row: dict[str, Any], schema: pa.Schema) -> dict[str, Any]:

@@ -70,6 +70,7 @@ def evaluate(
         "styles": styles,
         "sampling": {**asdict(sampling), "samples": samples, "max_prompt_tokens": max_prompt_tokens},
         "cut_off": sum(a.metadata.get("finish_reason") == "length" for a in answers),
+        "cut_to_gap": sum(a.metadata.get("uncut") is not None for a in answers),
         "generated_tokens": sum(int(a.metadata.get("tokens", 0)) for a in answers),
         "isolation": dict(verdicts[0].isolation) if verdicts else {},
     }

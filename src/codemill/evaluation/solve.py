@@ -6,6 +6,7 @@ from typing import Literal
 
 from codemill.core.contracts import Answer, Completion, Generator, Request, Sampling, Task
 from codemill.core.errors import InputError
+from codemill.evaluation.cut import block_stops, cut_to_gap, is_line_gap
 
 Style = Literal["infill", "prefix", "chat"]
 
@@ -25,7 +26,11 @@ def request_for(
 ) -> Request:
     """The request for one sample of a task; its id names both."""
     style = style_of(task, generator)
-    stops = PYTHON_STOPS if style == "prefix" and task.metadata.get("language", "python") == "python" else ()
+    stops: tuple[str, ...] = ()
+    if style == "infill" and is_line_gap(task):
+        stops = block_stops(task.prefix)
+    elif style == "prefix" and task.metadata.get("language", "python") == "python":
+        stops = PYTHON_STOPS
     how = Sampling(
         max_tokens=sampling.max_tokens,
         temperature=sampling.temperature,
@@ -49,14 +54,18 @@ def answer_from(completion: Completion, task: Task, sample: int) -> Answer:
     """The answer of a completion. A request that the generator refused is the caller's error: `InputError`."""
     if completion.finish_reason == "error":
         raise InputError(f"task {task.id}: {completion.error}")
+    text = completion.text
+    if is_line_gap(task):
+        text = cut_to_gap(text, task.prefix, task.suffix or "")
     return Answer(
         task_id=task.id,
-        completion=completion.text,
+        completion=text,
         sample=sample,
         metadata={
             "finish_reason": completion.finish_reason,
             "prompt_tokens": completion.prompt_tokens,
             "tokens": len(completion.token_ids),
+            "uncut": completion.text if text != completion.text else None,
             "mean_logprob": sum(completion.logprobs) / max(1, len(completion.logprobs)),
         },
     )

@@ -68,9 +68,7 @@ class ChatTemplate:
                 parts.append(part)
                 size += len(part)
                 if size > MAX_OUTPUT:
-                    raise InputError(
-                        f"{self.where}: the chat template writes more than {MAX_OUTPUT:,} characters"
-                    )
+                    raise InputError(f"{self.where}: the chat template writes more than {MAX_OUTPUT:,} characters")
         except _TemplateRefusalError as error:
             raise InputError(f"{self.where}: the chat template refuses these messages: {error}") from None
         except (TemplateError, ArithmeticError, LookupError, TypeError, ValueError, AttributeError) as error:
@@ -86,9 +84,7 @@ class ChatTemplate:
         try:
             return _environment().from_string(self.source)
         except (TemplateError, RecursionError) as error:
-            raise InputError(
-                f"{self.where}: the chat template is not valid Jinja2: {_first_line(error)}"
-            ) from None
+            raise InputError(f"{self.where}: the chat template is not valid Jinja2: {_first_line(error)}") from None
 
 
 def control_pattern(controls: Iterable[str]) -> re.Pattern[str]:
@@ -126,9 +122,7 @@ class _Mask:
             re.escape(self.mark) + f"([0-9]+){_CLOSE}", lambda found: self.hidden[int(found.group(1))], text
         )
         if self.mark in restored:
-            raise InputError(
-                f"{where}: the chat template cuts a message in the middle of a control token's text"
-            )
+            raise InputError(f"{where}: the chat template cuts a message in the middle of a control token's text")
         return restored
 
 

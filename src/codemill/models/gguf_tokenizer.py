@@ -11,6 +11,7 @@ from typing import Any
 
 from codemill.core.errors import IntegrityError
 from codemill.models.gguf_file import GgufFile
+from codemill.models.tokenizer import END_NAMES
 
 # Token types of ggml. `UNUSED` ones are padding rows of the embedding and belong to no text.
 _NORMAL, _CONTROL, _USER_DEFINED, _UNUSED = 1, 3, 4, 5
@@ -20,8 +21,6 @@ _QWEN2_SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
-
-_END_NAMES = ("<|endoftext|>", "<|im_end|>", "<|eot_id|>", "<|end_of_text|>")
 
 
 def _byte_level(use_regex: bool) -> dict[str, Any]:
@@ -48,17 +47,13 @@ def tokenizer_files(file: GgufFile, config: dict[str, Any]) -> dict[str, dict[st
     tokens = file.items("tokenizer.ggml.tokens", str)
     types = file.items("tokenizer.ggml.token_type", int)
     _check_vocabulary(file, tokens, types)
-    special_ids = {
-        name: _special_id(file, name, len(tokens)) for name in ("bos", "eos", "padding", "unknown")
-    }
+    special_ids = {name: _special_id(file, name, len(tokens)) for name in ("bos", "eos", "padding", "unknown")}
     tokenizer = _tokenizer_json(file, tokens, types)
     _check_loads(file, tokenizer)
     return {
         "tokenizer.json": tokenizer,
-        "tokenizer_config.json": _tokenizer_config(
-            file, config, tokens, tokenizer["added_tokens"], special_ids
-        ),
-        "generation_config.json": _generation_config(tokens, special_ids),
+        "tokenizer_config.json": _tokenizer_config(file, config, tokens, tokenizer["added_tokens"], special_ids),
+        "generation_config.json": _generation_config(tokenizer["added_tokens"], special_ids),
     }
 
 
@@ -164,9 +159,7 @@ def _tokenizer_config(
         "add_prefix_space": False,
         "clean_up_tokenization_spaces": False,
         "model_max_length": config["max_position_embeddings"],
-        "added_tokens_decoder": {
-            str(token["id"]): {k: v for k, v in token.items() if k != "id"} for token in added
-        },
+        "added_tokens_decoder": {str(token["id"]): {k: v for k, v in token.items() if k != "id"} for token in added},
     }
     for name, key in (
         ("bos", "bos_token"),
@@ -181,11 +174,10 @@ def _tokenizer_config(
     return content
 
 
-def _generation_config(tokens: list[str], special_ids: dict[str, int | None]) -> dict[str, Any]:
+def _generation_config(added: list[dict[str, Any]], special_ids: dict[str, int | None]) -> dict[str, Any]:
     """Generation ends at the end of a turn and at the end of a text, whichever the model writes."""
     ends = {index for name, index in special_ids.items() if name == "eos" and index is not None}
-    names = set(_END_NAMES)
-    ends |= {index for index, token in enumerate(tokens) if token in names}
+    ends |= {token["id"] for token in added if token["content"] in END_NAMES}  # ordinary tokens may be spelt alike
     content: dict[str, Any] = {"do_sample": False, "eos_token_id": sorted(ends)}
     for name, key in (("bos", "bos_token_id"), ("padding", "pad_token_id")):
         if special_ids[name] is not None:

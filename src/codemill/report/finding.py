@@ -50,10 +50,15 @@ def find(suite: Suite) -> Finding:
     left_out = suite.asked - len(suite.tasks)
     caveats = []
     if left_out:
-        caveats.append(f"Left out: {counted(left_out, 'task')} of {suite.asked:,}, not asked or answered on both sides.")
+        caveats.append(
+            f"Left out: {counted(left_out, 'task')} of {suite.asked:,}, not asked or answered on both sides."
+        )
     unscorable = sum(int(unscorable_answers(side)) for _, side in suite.sides)
     if unscorable:
         caveats.append(f"Counted as wrong: {counted(unscorable, 'answer')} that could not be scored.")
+    differences = _asked_differently(suite)
+    if differences:
+        caveats.append(f"Asked differently before and after: {differences}.")
     return Finding(suite.name, outcome, " ".join([_sentence(suite, outcome, c), *caveats]))
 
 
@@ -64,8 +69,8 @@ def unscorable_answers(side: Side) -> int:
 def _problem(suite: Suite) -> str:
     """Why there is nothing to conclude; empty where there is."""
     if suite.before is None or suite.after is None:
-        missing = "before" if suite.before is None else "after"
-        return f"the model {missing} training was not measured"
+        absent = "before" if suite.before is None else "after"
+        return f"the model {absent} training was not measured"
     if not suite.tasks:
         return "the two models did not answer the same tasks"
     for label, side in suite.sides:
@@ -77,11 +82,18 @@ def _problem(suite: Suite) -> str:
                 f"{unscorable:,} of {answers:,} answers {label} training could not be scored, "
                 f"more than the {100 * UNSCORABLE_LIMIT:g} % that a result may have"
             )
-        missing = side.summary.get("missing")
+        missing = int(side.summary.get("missing") or 0)
         if missing:
             return f"{counted(missing, 'task')} of {len(side.tasks):,} have no answer {label} training"
         return f"the evaluation {label} training calls itself invalid"
     return ""
+
+
+def _asked_differently(suite: Suite) -> str:
+    """Which settings of the two sides are not the same, with both values."""
+    first, second = ({**side.summary.get("sampling", {}), "styles": side.summary.get("styles")} for side in suite.both)
+    names = sorted(name for name in {**first, **second} if first.get(name) != second.get(name))
+    return ", ".join(f"{name} {first.get(name)} and {second.get(name)}" for name in names)
 
 
 def _outcome(c: Mapping[str, Any]) -> Outcome:
@@ -104,21 +116,19 @@ def _sentence(suite: Suite, outcome: Outcome, c: Mapping[str, Any]) -> str:
         if d["low"] <= 0 <= d["high"]:
             why = f"{points(d['value'])} points, but the {interval}, covers 0"
         else:
-            few = counted(c["better"] + c["worse"], "task")
-            why = f"{points(d['value'])} points, but only {few} changed, too few to rule out chance, p = {c['sign_test_p']:.2f}"
+            changed = f"{c['better']} gained and {c['worse']} lost"
+            why = f"{points(d['value'])} points, but {changed} may be chance, p = {c['sign_test_p']:.2f}"
         return f"No change that {tasks} can show: {now} solved, {change} ({why})."
     return f"Solves {now} of {tasks}, {change}: {points(d['value'])} points, {interval}."
 
 
 def _amounts(suite: Suite) -> tuple[str, str]:
     """Solved after, and how many more or fewer than before. With several answers a task, averages over them."""
-    assert suite.before is not None and suite.after is not None
-    before = sum(suite.before.rate(task.id) for task in suite.tasks)
-    after = sum(suite.after.rate(task.id) for task in suite.tasks)
+    before, after = (sum(side.rate(task.id) for task in suite.tasks) for side in suite.both)
     single = all(len(found) == 1 for _, side in suite.sides for found in side.verdicts.values())
     digits = 0 if single else 1
     change = after - before
-    now = f"{after:.{digits}f}" + ("" if single else " on average")
+    now = ("" if single else "on average ") + f"{after:.{digits}f}"
     if round(change, digits) == 0:
         return now, "as many as before"
     return now, f"{abs(change):.{digits}f} {'more' if change > 0 else 'fewer'} than before"
@@ -129,7 +139,8 @@ def bits_sentence(before: Mapping[str, Any] | None, after: Mapping[str, Any] | N
     if before is None or after is None:
         return ""
     if before.get("bytes") != after.get("bytes"):
-        return f"Bits per byte were measured on different text ({before.get('bytes')} and {after.get('bytes')} bytes): not comparable."
+        sizes = f"{before.get('bytes')} and {after.get('bytes')} bytes"
+        return f"Bits per byte were measured on different text ({sizes}): not comparable."
     old, new = float(before["bits_per_byte"]), float(after["bits_per_byte"])
     if f"{old:.3f}" == f"{new:.3f}":
         return f"Predicts held-out files as well as before: {new:.3f} bits per byte."

@@ -57,7 +57,15 @@ def stages(run: Run) -> list[Stage]:
         inputs = tuple((str(role), names.get(str(of), str(of))) for role, of in manifest.get("inputs", {}).items())
         fingerprint = artifact.fingerprint if artifact else ""
         found.append(
-            Stage(record.name, record.use, fingerprint, inputs, record.seconds, record.cached, str(manifest.get("created", "")))
+            Stage(
+                record.name,
+                record.use,
+                fingerprint,
+                inputs,
+                record.seconds,
+                record.cached,
+                str(manifest.get("created", "")),
+            )
         )
     return found
 
@@ -69,7 +77,9 @@ def weights(run: Run) -> list[Weights]:
         for name, entry in sorted((artifact.manifest.get("files", {}) if artifact else {}).items()):
             if artifact and name.endswith(".safetensors"):
                 license = str(artifact.facts.get("license") or "")
-                found.append(Weights(record.name, name, int(entry.get("bytes", 0)), str(entry.get("sha256", "")), license))
+                found.append(
+                    Weights(record.name, name, int(entry.get("bytes", 0)), str(entry.get("sha256", "")), license)
+                )
     return found
 
 
@@ -85,6 +95,19 @@ def model_names(run: Run) -> tuple[str, str]:
         details = [str(v) for v in (facts.get("variant"), facts.get("license")) if v]
         return str(title), ", ".join(details)
     return "the base model", ""
+
+
+def breaks(run: Run) -> list[str]:
+    """Where the chain does not hold: what was measured is not what was trained, or not on what it was made from."""
+    found = []
+    before, after, train = (artifact.manifest.get("inputs", {}) for artifact in (run.before, run.after, run.train))
+    if after.get("model", run.train.fingerprint) != run.train.fingerprint:
+        found.append("The model measured after training is not the one that this run trained.")
+    if before.get("model") != train.get("model"):
+        found.append("The model measured before training is not the one that the training started from.")
+    if train.get("documents", run.tasks.fingerprint) not in (run.tasks.fingerprint, run.corpus.fingerprint):
+        found.append("The training text came from neither the corpus nor the tasks shown here.")
+    return found
 
 
 def _stage_of(run: Run, name: str) -> Mapping[str, Any]:
@@ -111,6 +134,16 @@ def command(run: Run) -> str:
     latest = max(_manifests(run), key=lambda item: str(item[1].get("created", "")))[1]
     words = [str(word) for word in latest.get("command", [])]
     return shlex.join([PurePath(words[0]).name, *words[1:]]) if words else ""
+
+
+def licenses(run: Run) -> str:
+    """Under which licences the base model and the documents came, as far as the run knows."""
+    models = sorted({w.license for w in weights(run) if w.license})
+    documents = run.corpus.facts.get("licenses")
+    parts = [f"base model {', '.join(models)}"] if models else []
+    if isinstance(documents, Mapping) and documents:
+        parts.append("documents " + ", ".join(f"{name} ({count:,})" for name, count in documents.items()))
+    return "; ".join(parts)
 
 
 def seeds(run: Run) -> list[tuple[str, Any]]:

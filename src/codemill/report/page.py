@@ -17,7 +17,8 @@ from codemill.report.data import Run, Side, Suite
 from codemill.report.finding import Finding, unscorable_answers
 
 TEMPLATES = Path(__file__).parent / "templates"
-WIDE, NARROW = 640.0, 350.0  # CSS pixels of a plot on a desk and on a phone
+WIDE, NARROW = 640.0, 350.0  # CSS pixels of the loss curve on a desk and on a phone
+INTERVALS = 470.0  # of an interval plot; on a phone it shrinks a little
 LISTED_TASKS = 2000  # rows in the list of all tasks
 
 # A badge never relies on colour alone: each status has its sign and its word.
@@ -50,14 +51,21 @@ def render(run: Run, findings: Sequence[Finding], bits: str) -> str:
         lstrip_blocks=True,
     )
     environment.filters.update(
-        percent=text.percent, points=text.points, size=text.size, duration=text.duration, clip=text.clip, code=code
+        percent=text.percent,
+        points=text.points,
+        size=text.size,
+        duration=text.duration,
+        clip=text.clip,
+        code=code,
+        tight=text.tight,
+        moment=text.moment,
     )
     environment.globals["counted"] = text.counted
     page = environment.get_template("page.html").render(
         run=run,
         name=text.clip(run.inputs.name, 120),
         title=text.clip(run.inputs.title, 200),
-        notes=[text.clip(note, 1000) for note in run.inputs.notes],
+        notes=[text.clip(note, 1000) for note in (*lineage.breaks(run), *run.inputs.notes)],
         css=Markup((TEMPLATES / "style.css").read_text(encoding="utf-8")),
         finding=findings[0],
         others=findings[1:],
@@ -89,14 +97,18 @@ def _result(run: Run, findings: Sequence[Finding]) -> dict[str, Any]:
     rows = [_suite_row(suite, finding) for suite, finding in zip(run.suites, findings, strict=True)]
     rates = [(row["name"], row["marks"]) for row in rows if row["marks"]]
     differences = [(row["name"], [row["mark"]]) for row in rows if row["mark"]]
-    axis = plots.difference_axis([marks[0] for _, marks in differences], "difference in percentage points (after − before)")
+    axis = plots.difference_axis([marks[0] for _, marks in differences], "percentage points")
     share = plots.Axis(0, 100, "pass@1 in %")
     return {
         "rows": rows,
-        "rates": plots.interval_plot(rates, share, width=NARROW, title="pass@1 before and after, with 95 % intervals")
+        "rates": plots.interval_plot(
+            rates, share, width=INTERVALS, title="pass@1 before and after, with 95 % intervals"
+        )
         if rates
         else "",
-        "differences": plots.interval_plot(differences, axis, width=NARROW, title="Paired difference with 95 % interval")
+        "differences": plots.interval_plot(
+            differences, axis, width=INTERVALS, title="Paired difference with 95 % interval"
+        )
         if differences
         else "",
         "endings": [_ending(suite, label, side) for suite in run.suites for label, side in suite.sides],
@@ -110,13 +122,9 @@ def _suite_row(suite: Suite, finding: Finding) -> dict[str, Any]:
     for label, side in suite.sides:
         estimate = side.summary.get("scores", {}).get("pass@1")
         if estimate:
-            values = [100 * estimate[key] for key in ("value", "low", "high")]
-            marks.append(plots.Mark(*values, label, f"{values[0]:.1f} % {label}"))
+            marks.append(_mark(estimate, label, f"{text.percent(estimate['value'])} {label}"))
     difference = suite.comparison["difference"] if suite.comparison else None
-    mark = None
-    if difference:
-        values = [100 * difference[key] for key in ("value", "low", "high")]
-        mark = plots.Mark(*values, "difference", text.signed(values[0]))
+    mark = _mark(difference, "difference", text.points(difference["value"])) if difference else None
     return {
         "name": text.clip(suite.name, 60),
         "finding": finding,
@@ -128,6 +136,12 @@ def _suite_row(suite: Suite, finding: Finding) -> dict[str, Any]:
         "marks": marks,
         "mark": mark,
     }
+
+
+def _mark(estimate: Mapping[str, float], style: str, label: str) -> plots.Mark:
+    """An estimate of a share, in percent."""
+    value, low, high = (100 * estimate[key] for key in ("value", "low", "high"))
+    return plots.Mark(value, low, high, style, label)
 
 
 def _ending(suite: Suite, label: str, side: Side) -> dict[str, Any]:
@@ -195,7 +209,9 @@ def _training(run: Run) -> dict[str, Any]:
     steps = [int(row["step"]) for row in metrics]
     losses, rates = ([row.get(key) for row in metrics] for key in ("loss", "lr"))
     full = config.get("method") == "full"
-    settings = [(word, config[key]) for key, word in SETTINGS if key in config and not (full and key.startswith("lora"))]
+    settings = [
+        (word, config[key]) for key, word in SETTINGS if key in config and not (full and key.startswith("lora"))
+    ]
     fim = config.get("fim")
     if isinstance(fim, Mapping) and "rate" in fim:
         settings.append(("fill-in-the-middle share of examples", fim["rate"]))
@@ -220,7 +236,13 @@ def _samples(suite: Suite, index: int) -> dict[str, Any]:
         (change, CHANGE_WORDS[change][several], counts[change], [s for s in chosen if s.change == change])
         for change in samples.CHANGES
     ]
-    return {"name": text.clip(suite.name, 60), "index": index, "groups": groups, "rows": rows[:LISTED_TASKS], "all": len(rows)}
+    return {
+        "name": text.clip(suite.name, 60),
+        "index": index,
+        "groups": groups,
+        "rows": rows[:LISTED_TASKS],
+        "all": len(rows),
+    }
 
 
 def _verdicts(run: Run) -> dict[str, Any]:
@@ -254,5 +276,6 @@ def _lineage(run: Run) -> dict[str, Any]:
         "machines": lineage.machines(run),
         "command": text.clip(lineage.command(run), 2000),
         "seeds": lineage.seeds(run),
+        "licenses": lineage.licenses(run),
         "recipe": yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True, width=110),
     }

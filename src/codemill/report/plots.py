@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeGuard
 
 from markupsafe import Markup, escape
 
@@ -66,9 +67,15 @@ def ticks(low: float, high: float, wanted: int = 5) -> list[float]:
     return [round(i * step, 12) for i in range(first, last + 1)]
 
 
-def number(value: float, digits: int = 6) -> str:
-    """A tick's label: short, a real minus, no trailing zeros."""
-    return f"{value:,.{digits}g}".replace("e-0", "e-").replace("-", "−") if value else "0"
+def tick_labels(values: Sequence[float]) -> list[str]:
+    """Labels of an axis's ticks, all with as many decimals as the finest needs."""
+    digits = max((len(f"{value:.6f}".rstrip("0").partition(".")[2]) for value in values), default=0)
+    return [f"{value:,.{digits}f}".replace("-", "−") for value in values]
+
+
+def rate_label(value: float) -> str:
+    """A learning rate, short."""
+    return f"{value:.2g}".replace("e-0", "e-").replace("-", "−") if value else "0"
 
 
 def interval_plot(rows: Sequence[tuple[str, Sequence[Mark]]], axis: Axis, *, width: float, title: str) -> Markup:
@@ -78,12 +85,13 @@ def interval_plot(rows: Sequence[tuple[str, Sequence[Mark]]], axis: Axis, *, wid
     y = 4.0
     height = y + sum(gap + lane * len(marks) for _, marks in rows) + 34
     bottom = height - 32
-    for tick in ticks(axis.low, axis.high):
+    places = ticks(axis.low, axis.high)
+    for tick, label in zip(places, tick_labels(places), strict=True):
         x = axis.place(tick, left, right)
         parts.append(_line(x, y, x, bottom, "zero" if tick == 0 and axis.low < 0 else "grid"))
         anchor = "start" if x < left + 12 else "end" if x > right - 12 else "middle"
         sign = "+" if axis.low < 0 < tick else ""
-        parts.append(_text(x, bottom + 14, sign + number(tick), anchor, "tick"))
+        parts.append(_text(x, bottom + 14, sign + label, anchor, "tick"))
     parts.append(_text((left + right) / 2, bottom + 29, axis.unit, "middle", "axis"))
     for name, marks in rows:
         parts.append(_text(left, y + 16, clip(name, 40), style="row"))
@@ -96,7 +104,7 @@ def interval_plot(rows: Sequence[tuple[str, Sequence[Mark]]], axis: Axis, *, wid
 
 def _interval(mark: Mark, axis: Axis, left: float, right: float, y: float) -> list[Markup]:
     low, value, high = (axis.place(v, left, right) for v in (mark.low, mark.value, mark.high))
-    beside_right = high < (left + right) / 2 + 60
+    beside_right = high + 8 + 7 * len(mark.label) < right
     style = f"mark {mark.style}"
     return [
         _line(low, y, high, y, style),
@@ -108,9 +116,9 @@ def _interval(mark: Mark, axis: Axis, left: float, right: float, y: float) -> li
 
 
 def difference_axis(marks: Sequence[Mark], unit: str) -> Axis:
-    """An axis symmetrical about 0, so that the eye reads better and worse alike."""
+    """An axis symmetrical about 0, with room for a label beside the widest interval."""
     widest = max((abs(v) for mark in marks for v in (mark.low, mark.high)), default=0)
-    reach = max(5.0, math.ceil(widest * 1.08 / 5) * 5)
+    reach = max(5.0, math.ceil(widest * 1.3 / 5) * 5)
     return Axis(-reach, reach, unit)
 
 
@@ -118,11 +126,11 @@ def loss_plot(
     steps: Sequence[int], losses: Sequence[float | None], rates: Sequence[float | None], *, width: float
 ) -> Markup:
     """Loss of each step, its smoothed course, and the learning rate on a second axis."""
-    points = [(s, v) for s, v in zip(steps, losses, strict=True) if v is not None and math.isfinite(v)]
+    points = [(s, v) for s, v in zip(steps, losses, strict=True) if _drawable(v)]
     if not points:
         return Markup("")
-    schedule = [(s, r) for s, r in zip(steps, rates, strict=True) if r is not None and math.isfinite(r)]
-    left, right, top, bottom, height = 46.0, width - 52.0, 12.0, 226.0, 268.0
+    schedule = [(s, r) for s, r in zip(steps, rates, strict=True) if _drawable(r)]
+    left, right, top, bottom, height = 46.0, width - 52.0, 26.0, 250.0, 290.0
     x_axis = Axis(min(steps), max(steps), "optimiser step")
     values = [v for _, v in points]
     low, high = min(values), max(values)
@@ -130,12 +138,13 @@ def loss_plot(
     y_axis = Axis(max(0.0, low - room), high + room, "loss")
     peak = max((r for _, r in schedule), default=0.0)
     parts: list[Markup] = []
-    for tick in ticks(y_axis.low, y_axis.high):
+    levels = ticks(y_axis.low, y_axis.high, 6)
+    for tick, label in zip(levels, tick_labels(levels), strict=True):
         y = y_axis.place(tick, bottom, top)
-        parts += [_line(left, y, right, y, "grid"), _text(left - 6, y + 4, number(tick), "end", "tick")]
+        parts += [_line(left, y, right, y, "grid"), _text(left - 6, y + 4, label, "end", "tick")]
     for tick in ticks(x_axis.low, x_axis.high, 6 if width > 450 else 4):
         if tick == int(tick):
-            parts.append(_text(x_axis.place(tick, left, right), bottom + 16, number(tick), "middle", "tick"))
+            parts.append(_text(x_axis.place(tick, left, right), bottom + 16, f"{tick:,.0f}", "middle", "tick"))
 
     def curve(series: Sequence[tuple[float, float]], axis: Axis, style: str) -> Markup:
         placed = (f"{x_axis.place(s, left, right):.1f},{axis.place(v, bottom, top):.1f}" for s, v in series)
@@ -145,14 +154,25 @@ def loss_plot(
         rate_axis = Axis(0.0, peak * 1.1, "learning rate")
         parts.append(curve(thinned(schedule), rate_axis, "rate"))
         for tick in (0.0, peak):
-            parts.append(_text(right + 6, rate_axis.place(tick, bottom, top) + 4, number(tick, 2), "start", "tick rate"))
-        parts.append(_text(width - 2, bottom + 34, "learning rate", "end", "axis rate"))
+            parts.append(
+                _text(right + 6, rate_axis.place(tick, bottom, top) + 4, rate_label(tick), "start", "tick rate")
+            )
+        parts.append(_text(width - 2, 13, "learning rate", "end", "axis rate"))
     parts += [curve(thinned(points), y_axis, "raw"), curve(thinned(smoothed(points)), y_axis, "smooth")]
     if len(points) == 1:
-        parts.append(Markup('<circle cx="{:.1f}" cy="{:.1f}" r="3" class="mark after"/>').format((left + right) / 2, y_axis.place(low, bottom, top)))
+        parts.append(
+            Markup('<circle cx="{:.1f}" cy="{:.1f}" r="3" class="mark after"/>').format(
+                (left + right) / 2, y_axis.place(low, bottom, top)
+            )
+        )
     parts.append(_text((left + right) / 2, bottom + 34, x_axis.unit, "middle", "axis"))
-    parts.append(_text(4, bottom + 34, "loss (nats a token)", style="axis"))
+    parts.append(_text(2, 13, "loss (nats a token)", style="axis"))
     return _figure(width, height, "Training loss and learning rate by step", parts)
+
+
+def _drawable(value: float | None) -> TypeGuard[float]:
+    """Whether a number has a place on an axis: there, finite, and not a loss that has run away to absurdity."""
+    return value is not None and abs(value) < 1e12
 
 
 def smoothing_window(count: int) -> int:
@@ -195,6 +215,6 @@ def share_bar(shares: Sequence[tuple[str, float]], styles: Sequence[str]) -> Mar
             )
         )
         at += 100 * share
-    return Markup('<svg viewBox="0 0 100 10" class="bar" preserveAspectRatio="none" role="img" aria-label="{}">{}</svg>').format(
-        ", ".join(f"{visible(name)} {100 * share:.0f} %" for name, share in shares), Markup("").join(parts)
-    )
+    return Markup(
+        '<svg viewBox="0 0 100 10" class="bar" preserveAspectRatio="none" role="img" aria-label="{}">{}</svg>'
+    ).format(", ".join(f"{visible(name)} {100 * share:.0f} %" for name, share in shares), Markup("").join(parts))

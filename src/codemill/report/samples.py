@@ -62,8 +62,7 @@ class Row:
 
 
 def change_of(suite: Suite, task: str) -> Change:
-    assert suite.before is not None and suite.after is not None
-    before, after = suite.before.rate(task), suite.after.rate(task)
+    before, after = (side.rate(task) for side in suite.both)
     if before == after:
         return "both" if after > 0 else "neither"
     return "gained" if after > before else "lost"
@@ -111,7 +110,7 @@ def _representative(verdicts: Sequence[Verdict], passed: bool) -> Verdict:
 
 
 def _sample(suite: Suite, task: Task, change: Change) -> Sample:
-    assert suite.before is not None and suite.after is not None
+    first, second = suite.both
     prefix = task.prefix if not task.messages else task.messages[-1].content
     above, newline, lead = prefix.rpartition("\n")
     suffix = task.suffix or ""
@@ -119,12 +118,12 @@ def _sample(suite: Suite, task: Task, change: Change) -> Sample:
     return Sample(
         task=task,
         change=change,
-        before=_shown(suite.before, task, _shows_passed(change, "before")),
-        after=_shown(suite.after, task, _shows_passed(change, "after")),
-        above=tail(above.rstrip("\n"), PREFIX_LINES) if newline else "",
+        before=_shown(first, task, _shows_passed(change, "before")),
+        after=_shown(second, task, _shows_passed(change, "after")),
+        above=tail(above.rstrip("\n"), PREFIX_LINES).strip("\n") if newline else "",
         lead=clip(lead, 240),
         trail=clip(trail, 240),
-        below=head(below, SUFFIX_LINES) if below.strip() else "",
+        below=head(below.strip("\n"), SUFFIX_LINES),
         gold=head(task.gold, GOLD_LINES) if task.gold is not None else None,
     )
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
 
 # Controls but tab and line feed, soft hyphen, fillers, zero-width and bidirectional marks, line separators, halves of
 # surrogate pairs, non-characters, and the tag block, which can hide whole sentences.
@@ -39,8 +38,8 @@ def head(text: str, lines: int, characters: int = 240) -> str:
     """The first lines, none too wide; says how many were left out."""
     found = text.split("\n")
     kept = [clip(line, characters) for line in found[:lines]]
-    rest = len(found) - len(kept)
-    return "\n".join([*kept, f"… {rest:,} more lines"] if rest else kept)
+    rest = len(text.rstrip("\n").split("\n")) - len(kept)
+    return "\n".join([*kept, f"… {counted(rest, 'more line')}"] if rest > 0 else kept)
 
 
 def tail(text: str, lines: int, characters: int = 240) -> str:
@@ -75,16 +74,22 @@ def size(count: float) -> str:
 
 
 def duration(seconds: float) -> str:
-    if seconds < 60:
+    if round(seconds) < 60:
         return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s"
 
 
-def listed(words: Sequence[str]) -> str:
-    """`a`, `a and b`, `a, b and c`."""
-    return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else list(words))
+def moment(stamp: str) -> str:
+    """`2031-05-06T07:08:09Z` as people write it; anything else as it is."""
+    found = re.fullmatch(r"(\d{4}-\d\d-\d\d)T(\d\d:\d\d):\d\dZ", stamp)
+    return f"{found[1]} {found[2]} UTC" if found else stamp
+
+
+def tight(sentence: str) -> str:
+    """A sentence in which no line ends between a number and its unit, or inside an interval."""
+    return re.sub(r"(?<=\d) (?=%|points|bits|to [+−\d])|(?<=\d to) (?=[+−\d])", "\u00a0", sentence)
 
 
 def counted(count: int, noun: str) -> str:

@@ -11,6 +11,8 @@ Without namespaces launcher and init are one process, which adopts orphans and k
 status descriptor tell the supervisor how far things are; `error STEP TEXT` means that the program was not started.
 """
 
+# ruff: noqa: SIM105 - contextlib would be the most expensive import of all
+
 from __future__ import annotations
 
 import _signal

@@ -7,7 +7,7 @@ import sys
 import tempfile
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -221,7 +221,7 @@ def _landlock(layers: Layers, trees: Iterable[str]) -> dict[str, Any]:
     }
 
 
-@lru_cache(maxsize=None)
+@cache
 def _filter(layers: Layers, counted: bool) -> bytes:
     return seccomp.build(
         os.uname().machine,

@@ -32,7 +32,7 @@ class Policy:
     memory_bytes: int = 512 * MIB  # resident memory of the tree, and address space of each process
     processes: int = 32  # processes and threads alive at once, the program itself included
     file_bytes: int = 16 * MIB  # size of any single file that the job writes
-    disk_bytes: int = 64 * MIB  # what the job may add to its private folder
+    disk_bytes: int = 64 * MIB  # what the job may add to its private folder; takes memory where mounts can be made
     descriptors: int = 64  # open descriptors of each process
     output_bytes: int = MIB  # what is kept of standard output and of standard error, each
     require: frozenset[Axis] = frozenset(Axis)  # without these, proven on this machine, nothing is run

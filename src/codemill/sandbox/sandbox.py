@@ -30,9 +30,7 @@ class Sandbox:
     Safe to use from several threads and event loops. `close`, or the end of a `with` block, waits for running jobs.
     """
 
-    def __init__(
-        self, policy: Policy = Policy(), workers: int | None = None, layers: Layers | None = None
-    ) -> None:
+    def __init__(self, policy: Policy = Policy(), workers: int | None = None, layers: Layers | None = None) -> None:
         if workers is not None and workers < 1:
             raise ConfigError(f"sandbox: workers is {workers}: it must be at least 1")
         self.policy = policy

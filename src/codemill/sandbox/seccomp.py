@@ -214,7 +214,7 @@ def build(machine: str, *, own_mounts: bool, signals_scoped: bool, one_group: bo
     for name, one_process in (("setpriority", 0), ("ioprio_set", 1)):
         program.refuse_if(name, _Test(0, _EQUAL, (one_process,), negate=True))
         program.refuse_if(name, _Test(1, _EQUAL, (0,), negate=True))
-    ioctls = _TERMINAL_INJECTION
+    ioctls: tuple[int, ...] = _TERMINAL_INJECTION
     if not own_mounts:
         for name in _METADATA:
             program.refuse(name, 0)

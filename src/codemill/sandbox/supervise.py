@@ -17,7 +17,7 @@ import time
 from collections.abc import Collection
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from codemill.core.errors import InputError, IsolationError, UnavailableError
 from codemill.sandbox import launcher, tree
@@ -88,9 +88,7 @@ class HeadAndTail:
         return self.total - len(self.value())
 
 
-def run_job(
-    job: Job, policy: Policy, layers: Layers, breaches: Collection[Axis], cancel: threading.Event
-) -> Outcome:
+def run_job(job: Job, policy: Policy, layers: Layers, breaches: Collection[Axis], cancel: threading.Event) -> Outcome:
     """Blocks until the job's whole tree is gone. `breaches` are the axes that `layers` were not seen to hold.
 
     The calling thread must live as long as the call: the kernel ties the launcher's life to it. Raises `InputError`
@@ -113,6 +111,12 @@ def run_job(
 def _launcher_code() -> bytes:
     path = Path(launcher.__file__)
     return marshal.dumps(compile(path.read_bytes(), "launcher", "exec"))
+
+
+def _nameless_file() -> IO[bytes]:
+    if hasattr(os, "memfd_create"):  # not in interpreters built for old C libraries
+        return open(os.memfd_create("codemill"), "wb")
+    return tempfile.TemporaryFile()
 
 
 class _Run:
@@ -160,7 +164,7 @@ class _Run:
         plan["status"] = self._pipe(self._add_status)
         plan["result"] = self._pipe(self._add_result) if self._job.result else None
         spec = self._memory_file(_launcher_code() + marshal.dumps(plan))
-        stdin = self._memory_file(self._job.stdin, sealed=True) if self._job.stdin else subprocess.DEVNULL
+        stdin = self._memory_file(self._job.stdin) if self._job.stdin else subprocess.DEVNULL
         passed = [spec, plan["status"], plan["workspace_fd"], plan["result"]]
         self._process = subprocess.Popen(
             [base_python(), "-I", "-S", "-B", "-c", _BOOT, str(spec)],
@@ -194,19 +198,13 @@ class _Run:
         self._selector.register(ours, selectors.EVENT_READ, take)
         return theirs
 
-    def _memory_file(self, data: bytes, *, sealed: bool = False) -> int:
-        """Bytes as a descriptor, without a name on disk and without a writer that could block."""
-        import fcntl
-
-        descriptor = os.memfd_create("codemill", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    def _memory_file(self, data: bytes) -> int:
+        """Bytes as a read-only descriptor, without a name on disk and without a writer that could block."""
+        with _nameless_file() as out:
+            out.write(data)
+            out.flush()
+            descriptor = os.open(f"/proc/self/fd/{out.fileno()}", os.O_RDONLY | os.O_CLOEXEC)
         self._lent.append(descriptor)
-        view = memoryview(data)
-        while view:
-            view = view[os.write(descriptor, view) :]
-        os.lseek(descriptor, 0, os.SEEK_SET)
-        if sealed:
-            seals = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL
-            fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, seals)
         return descriptor
 
     # Watching ------------------------------------------------------------------------------------------------
@@ -258,7 +256,7 @@ class _Run:
         now = time.monotonic()
         if words[0] == "init":
             self._init = int(words[1])
-            with contextlib.suppress(OSError):
+            with contextlib.suppress(OSError, AttributeError):
                 self._init_handle = os.pidfd_open(self._init)
         elif words[0] == "staged":
             self._staged = (int(words[1]), int(words[2]))
@@ -331,6 +329,9 @@ class _Run:
         if self._init_handle is not None:
             with contextlib.suppress(ProcessLookupError):
                 signal.pidfd_send_signal(self._init_handle, signal.SIGKILL)
+        elif self._init is not None:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self._init, signal.SIGKILL)
         elif self._layers.own_mounts:
             self._process.kill()  # its death kills the first process
         else:

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -90,7 +90,7 @@ def _way_out(axis: Axis) -> str:
     return "allow unprivileged user namespaces, or use Linux 6.2 or later with Landlock and seccomp enabled"
 
 
-@lru_cache(maxsize=None)
+@cache
 def examine(wanted: Layers) -> Witness:
     """Find which of the wanted layers can be had, then attack every axis. Takes a moment; kept for the process."""
     if sys.platform != "linux":

@@ -56,8 +56,7 @@ def _record(line: bytes, where: str) -> dict[str, str]:
 def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
     """Numbered lines that are not blank, each of bounded length, so that a bomb takes bounded memory."""
     try:
-        opened = gzip.open(path) if path.suffix == ".gz" else path.open("rb")
-        with cast(IO[bytes], opened) as file:
+        with cast(IO[bytes], gzip.open(path) if path.suffix == ".gz" else path.open("rb")) as file:
             number = 0
             while line := file.readline(MAX_LINE_BYTES + 1):
                 number += 1

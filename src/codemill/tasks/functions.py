@@ -208,9 +208,9 @@ def span_piece(source: SourceFile, node: FunctionNode, body: Piece, key: str) ->
                     break
                 inside = body.start <= piece.start and piece.end <= body.end
                 whole = (piece.start, piece.end) == (body.start, body.end)
-                if inside and not whole and _has_content(source.text[piece.start : piece.end]):
-                    if not all(_is_trivial(statement) for statement in block[i : j + 1]):
-                        choices.append(piece)
+                telling = not all(_is_trivial(statement) for statement in block[i : j + 1])
+                if inside and not whole and telling and _has_content(source.text[piece.start : piece.end]):
+                    choices.append(piece)
     return choices[draw(key, len(choices))] if choices else None
 
 

@@ -182,12 +182,10 @@ class Explainer:
             sides = [test.left, *test.comparators] if isinstance(test, ast.Compare) else []
         except (SyntaxError, AttributeError, IndexError, ValueError):
             return []
-        frame = trace.tb_frame
+        names = trace.tb_frame.f_globals, trace.tb_frame.f_locals
         try:
-            values = [
-                repr(eval(compile(ast.Expression(side), "assert", "eval"), frame.f_globals, frame.f_locals))[:300]  # noqa: S307
-                for side in sides
-            ]
+            codes = [compile(ast.Expression(side), "assert", "eval") for side in sides]
+            values = [repr(eval(code, *names))[:300] for code in codes]  # noqa: S307
         except Exception:  # the second evaluation may well fail: then there is only the line
             return []
         return [f"  got      {values[0]}", f"  expected {values[1]}"] if len(values) == 2 else []
@@ -246,7 +244,7 @@ def run_doctests(specs: list[dict[str, Any]], flag_names: list[str], tools: Tool
 
 
 class Plugin:
-    """The judge's eyes in pytest. A test passes when its call passed and nothing of it failed, skipped or was expected to fail."""
+    """The judge's eyes in pytest: a test passes when its call passed and no part of it failed, skipped or was an xfail."""
 
     def __init__(self, wanted: list[str] | None, tools: Tools) -> None:
         self._wanted = None if wanted is None else set(wanted)
@@ -362,7 +360,7 @@ def main() -> None:
     os.environ["PYTHONDONTWRITEBYTECODE"] = "1"
     tools = Tools(request, reporter, folder)
     changed = changed_control
-    leave = os._exit
+    leave, flush = os._exit, sys.stdout.flush
     reporter.send(ready=True)
 
     problem = compile_errors(request["compile"])
@@ -374,6 +372,10 @@ def main() -> None:
         touched = changed(request["control"])
         if touched:
             problem = f"the control file {touched} was changed while the tests ran"
+    try:  # noqa: SIM105 (no import just for this)
+        flush()
+    except BaseException:  # a test may have closed it
+        pass
     reporter.send(
         end=True, results=reporter.results, problem=problem, broken=[text[:MESSAGE_CHARACTERS] for text in broken[:20]]
     )
