@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny import document, tiny_checkpoint
 
 from codemill.core.errors import ConfigError
 from codemill.corpus.fim import FimMix, Span, arrange, choose_span, examples, node_lines, random_for, windows
 from codemill.corpus.packing import best_fit
 from codemill.models.tokenizer import Tokenizer
+from tiny import document, tiny_checkpoint
 
 SOURCE = '''"""Module."""
 

@@ -6,14 +6,20 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny import tiny_checkpoint
 from transformers import AutoModelForCausalLM
 
 from codemill.core.contracts import Message, Request, Sampling
 from codemill.engine.engine import Engine
 from codemill.engine.sampling import truncated
+from tiny import tiny_checkpoint
 
-PROMPTS = ["def f(x):\n", "a", "class Thing:\n    def method(self, value):\n        return", "x = [1, 2", "import os\n" * 5]
+PROMPTS = [
+    "def f(x):\n",
+    "a",
+    "class Thing:\n    def method(self, value):\n        return",
+    "x = [1, 2",
+    "import os\n" * 5,
+]
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny import document, tiny_checkpoint
 
 from codemill.core.contracts import Answer, Completion, Request, Sampling, Task
 from codemill.core.errors import InputError
@@ -20,6 +19,7 @@ from codemill.evaluation.perplexity import bits_per_byte
 from codemill.models.checkpoint import load_decoder
 from codemill.models.tokenizer import Tokenizer
 from codemill.sandbox import Sandbox
+from tiny import document, tiny_checkpoint
 
 
 def program(i: int, gold: str) -> Task:
@@ -27,7 +27,12 @@ def program(i: int, gold: str) -> Task:
         id=f"p/{i}",
         prefix=f"def f(x):\n    # {i}\n",
         gold=gold,
-        verifier={"kind": "program", "test": "def check(f):\n    assert f(2) == 4\n", "call": "check(f)", "seconds": 5.0},
+        verifier={
+            "kind": "program",
+            "test": "def check(f):\n    assert f(2) == 4\n",
+            "call": "check(f)",
+            "seconds": 5.0,
+        },
         metadata={"language": "python"},
     )
 
@@ -48,7 +53,9 @@ class Fixed:
                 raise KeyboardInterrupt
             self.asked.append(request)
             text = "    return x + x\n" if "/0" in request.id or "/2" in request.id else "    return 5\n"
-            yield Completion(request_id=request.id, text=text, token_ids=(1, 2), logprobs=(-1.0, -2.0), finish_reason="stop")
+            yield Completion(
+                request_id=request.id, text=text, token_ids=(1, 2), logprobs=(-1.0, -2.0), finish_reason="stop"
+            )
 
 
 @pytest.fixture(scope="module")
@@ -104,7 +111,9 @@ def test_a_checkpoint_is_measured_into_one_artifact(tmp_path: Path) -> None:
     assert facts["suites"]["tiny"]["tasks"] == 4
     assert facts["bits_per_byte"]["bits_per_byte"] > 1
     manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
-    assert {"tiny/tasks.jsonl", "tiny/answers.jsonl", "tiny/verdicts.jsonl", "bits_per_byte.json"} <= set(manifest["files"])
+    assert {"tiny/tasks.jsonl", "tiny/answers.jsonl", "tiny/verdicts.jsonl", "bits_per_byte.json"} <= set(
+        manifest["files"]
+    )
 
 
 def test_bits_per_byte_of_a_uniform_model_is_known(tmp_path: Path) -> None:
@@ -124,5 +133,7 @@ def test_bits_per_byte_does_not_depend_on_how_windows_are_packed(tmp_path: Path)
     texts = [document("def f():\n    pass\n" * n, f"{n}.py") for n in (1, 3, 7)]
     whole = bits_per_byte(decoder, tokenizer, texts, max_tokens=64)
     parts = [bits_per_byte(decoder, tokenizer, [t], max_tokens=64) for t in texts]
-    assert whole["bits_per_byte"] * whole["bytes"] == pytest.approx(sum(p["bits_per_byte"] * p["bytes"] for p in parts), rel=1e-5)
+    assert whole["bits_per_byte"] * whole["bytes"] == pytest.approx(
+        sum(p["bits_per_byte"] * p["bytes"] for p in parts), rel=1e-5
+    )
     assert bits_per_byte(decoder, tokenizer, texts, max_tokens=64, budget=70)["tokens"] < 70

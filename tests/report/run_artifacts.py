@@ -129,7 +129,9 @@ def _tasks(folder: Path, spec: Spec, corpus: str) -> str:
     suite = next(iter(spec.suites.values()))
     write_records(folder / "tasks.jsonl", make_tasks(spec, suite))
     write_records(folder / "rejected.jsonl", spec.rejected)
-    return _close(folder, "tasks", {"corpus": corpus}, facts={"text": {"functions cut out": 4, "copies removed": {}}})
+    suites = {SOURCE: {"tests": 31, "unused": {"flaky": 2, "skipped": 5}, "cut": False}}
+    facts = {"text": {"functions cut out": 4, "copies removed": {}}, "suites": suites}
+    return _close(folder, "tasks", {"corpus": corpus}, facts=facts)
 
 
 def _train(folder: Path, spec: Spec, model: str, tasks: str) -> str:
@@ -144,7 +146,11 @@ def _train(folder: Path, spec: Spec, model: str, tasks: str) -> str:
     facts = {"steps": len(rows), "tokens": 100 * len(rows), "first_loss": 2.0, "last_loss": 1.25, "tokens_per_second": 200.0,
              "trained_parameters": 1000, "device": "cpu", "dtype": "bfloat16"}  # fmt: skip
     return _close(
-        folder, "train", {"model": model, "documents": tasks}, facts=facts, config={"method": "lora", "lr": 1e-4}
+        folder,
+        "train",
+        {"model": model, "documents": tasks},
+        facts=facts,
+        config={"method": "lora", "lr": 1e-4, "include": ["*.py"], "exclude": ["*test*"]},
     )
 
 

@@ -138,9 +138,8 @@ def digits(number):
     [3, 0, 5]
     """
     found = []
-    while number:
-        number, last = divmod(number, 10)
-        found.insert(0, last)
+    for letter in str(number):
+        found.append(int(letter))
     return found
 '''
 

@@ -169,7 +169,11 @@ def test_held_out_functions_leave_with_signature(built: Built) -> None:
 def test_copies_elsewhere_are_removed(built: Built, tmp_path: Path) -> None:
     """With every function held out, the copies of `squeeze` in another module and in the guide must go too."""
     out = tmp_path / "out"
-    facts = build_tasks(built.corpus, out, TasksConfig(held_out=40, train=0, held_out_files=0, test_seconds=3))
+    facts = build_tasks(
+        built.corpus,
+        out,
+        TasksConfig(held_out=40, train=0, held_out_files=0, kinds=("body",), test_seconds=3, suite_seconds=30),
+    )
     qualnames = {task.metadata["qualname"] for task in load_tasks(out)[0]}
     assert "squeeze" in qualnames
     leaked = {name.rpartition(":")[2] for name in facts["text"]["copies removed"]}
@@ -223,7 +227,9 @@ def candidate(repository: str, path: str, kind: str, draw: float) -> Candidate:
 
 
 def test_every_beginning_of_the_order_is_spread() -> None:
-    many = [candidate("a", f"{i % 3}.py", kind, i / 30) for i in range(30) for kind in ("body", "span")]
+    many = [
+        candidate("a", f"{i % 3}.py", kind, i / 30 + len(kind) / 900) for i in range(30) for kind in ("body", "span")
+    ]
     few = [candidate("b", "x.py", "body", 0.5), candidate("b", "x.py", "span", 0.1)]
     order = ordered([*many, *few])
     assert [c.repository for c in order[:4]] == ["a", "b", "a", "b"]

@@ -19,7 +19,7 @@ TEST = "def check(candidate):\n    assert candidate(1, 2) == 3\n    assert candi
 
 def task(name: str = "add", **spec: object) -> Task:
     return Task(
-        id=name, prefix=PREFIX, verifier={"kind": "program", "test": TEST, "call": "check(add)", "seconds": 1.0, **spec}
+        id=name, prefix=PREFIX, verifier={"kind": "program", "test": TEST, "call": "check(add)", "seconds": 0.5, **spec}
     )
 
 

@@ -117,7 +117,7 @@ def test_every_ending_has_its_status(ask: Asker) -> None:
         "    import ctypes; ctypes.string_at(0)": Status.CRASHED,
         "    import nothing": Status.FAILED,
     }
-    found = ask.verdicts(ask.task("squeeze", SQUEEZE, seconds=1.0), {text: text for text in wanted})
+    found = ask.verdicts(ask.task("squeeze", SQUEEZE, seconds=0.5), {text: text for text in wanted})
     assert {text: v.status for text, v in found.items()} == wanted, {t: v.reason for t, v in found.items()}
 
 

@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny import document, tiny_checkpoint
 from transformers import AutoModelForCausalLM
 
 from codemill.core.errors import ConfigError, InputError, IntegrityError
@@ -20,6 +19,7 @@ from codemill.training.data import BatchStream, pack
 from codemill.training.loss import IGNORE, linear_cross_entropy, next_token_labels
 from codemill.training.optimizer import MasterAdamW
 from codemill.training.trainer import CHECKPOINT, train
+from tiny import document, tiny_checkpoint
 
 SOURCE = "def add(first, second):\n    total = first + second\n    return total\n\n\nprint(add(1, 2))\n"
 DOCUMENTS = [document(SOURCE.replace("add", f"add{i}"), f"m{i}.py") for i in range(12)]
@@ -159,7 +159,10 @@ def test_resume_is_bit_identical(tmp_path: Path, method: str, dtype: str) -> Non
     whole, parts = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "parts"))
     assert all(torch.equal(whole[key], parts[key]) for key in whole)
     rows = [
-        [(row["step"], row["loss"]) for row in map(json.loads, (tmp_path / name / "metrics.jsonl").read_text().splitlines())]
+        [
+            (row["step"], row["loss"])
+            for row in map(json.loads, (tmp_path / name / "metrics.jsonl").read_text().splitlines())
+        ]
         for name in ("whole", "parts")
     ]
     assert rows[0] == rows[1]

@@ -75,7 +75,7 @@ def index_settings(environment: Mapping[str, str] | None = None) -> IndexSetting
         indexes=tuple(dict.fromkeys([first, *(value("extra-index-url") or "").split()])),
         certificates=certificates,
         proxy=value("proxy"),
-        timeout=float(value("timeout") or 60),
+        timeout=float(value("timeout") or value("default-timeout") or 60),
     )
 
 

@@ -148,5 +148,15 @@ def task_counts(tasks: Iterable[Task]) -> list[tuple[str, dict[str, int], int]]:
     return [(split, dict(sorted(kinds.items())), kinds.total()) for split, kinds in sorted(splits.items())]
 
 
+def tests_watched(run: Run) -> list[tuple[str, int, str]]:
+    """For each repository: tests that can judge answers, and how many of its tests cannot, by reason."""
+    found = []
+    for source, suite in sorted(_mapping(run.tasks.facts.get("suites")).items()):
+        unused = _mapping(_mapping(suite).get("unused"))
+        reasons = ", ".join(f"{clip(str(reason), 80)} {count}" for reason, count in unused.items())
+        found.append((str(source), int(_mapping(suite).get("tests", 0)), reasons))
+    return found
+
+
 def _mapping(value: Any) -> Mapping[str, Any]:
     return value if isinstance(value, Mapping) else {}

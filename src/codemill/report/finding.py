@@ -13,7 +13,7 @@ from typing import Any, Literal
 from codemill.core.contracts import Status
 from codemill.evaluation.summary import UNSCORABLE_LIMIT
 from codemill.report.data import Side, Suite
-from codemill.report.text import counted, points, signed
+from codemill.report.text import clip, counted, points, signed
 
 Outcome = Literal["better", "worse", "unclear", "same", "invalid"]
 SIGNIFICANCE = 0.05
@@ -44,7 +44,7 @@ def find(suite: Suite) -> Finding:
     """What changed on a suite."""
     problem = _problem(suite)
     if problem or suite.comparison is None or suite.after is None:
-        return Finding(suite.name, "invalid", f"Not a result on {suite.name}: {problem}.")
+        return Finding(suite.name, "invalid", f"Not a result on {clip(suite.name, 60)}: {problem}.")
     c = suite.comparison
     outcome = _outcome(c)
     left_out = suite.asked - len(suite.tasks)
@@ -109,7 +109,7 @@ def _sentence(suite: Suite, outcome: Outcome, c: Mapping[str, Any]) -> str:
     d = c["difference"]
     interval = f"95 % interval {points(d['low'])} to {points(d['high'])}"
     now, change = _amounts(suite)
-    tasks = f"{counted(c['tasks'], f'{suite.name} task')}"
+    tasks = f"{counted(c['tasks'], f'{clip(suite.name, 60)} task')}"
     if outcome == "same":
         return f"No change: each of {tasks} ended as before ({now} solved)."
     if outcome == "unclear":

@@ -185,8 +185,7 @@ def _data(run: Run) -> dict[str, Any]:
         "thrown_away": corpus_view.tasks_thrown_away(run),
         "splits": corpus_view.task_counts(run.made_tasks),
         "text": run.tasks.facts.get("text", {}),
-        "skipped": run.tasks.facts.get("skipped", {}),
-        "suites": run.tasks.facts.get("suites", {}),
+        "tests": corpus_view.tests_watched(run),
     }
 
 
@@ -200,6 +199,8 @@ SETTINGS = (
     ("max_tokens", "tokens of an example, at most"),
     ("weight_decay", "weight decay"),
     ("clip", "gradient norm, at most"),
+    ("include", "files learnt from"),
+    ("exclude", "files left out of training"),
     ("seed", "seed"),
 )
 
@@ -210,11 +211,13 @@ def _training(run: Run) -> dict[str, Any]:
     losses, rates = ([row.get(key) for row in metrics] for key in ("loss", "lr"))
     full = config.get("method") == "full"
     settings = [
-        (word, config[key]) for key, word in SETTINGS if key in config and not (full and key.startswith("lora"))
+        (word, _setting(config[key]))
+        for key, word in SETTINGS
+        if key in config and not (full and key.startswith("lora"))
     ]
     fim = config.get("fim")
     if isinstance(fim, Mapping) and "rate" in fim:
-        settings.append(("fill-in-the-middle share of examples", fim["rate"]))
+        settings.append(("fill-in-the-middle share of examples", _setting(fim["rate"])))
     return {
         "facts": facts,
         "settings": settings,
@@ -225,6 +228,12 @@ def _training(run: Run) -> dict[str, Any]:
         "skipped": sum(bool(row.get("skipped")) for row in metrics),
         "seconds": sum(float(row.get("seconds") or 0) for row in metrics),
     }
+
+
+def _setting(value: Any) -> str:
+    if isinstance(value, list | tuple):
+        return text.clip(" ".join(map(str, value)) or "none", 200)
+    return text.clip(f"{value:,}" if isinstance(value, int) else str(value), 200)
 
 
 def _samples(suite: Suite, index: int) -> dict[str, Any]:

@@ -132,7 +132,7 @@ def combine(watched_end: Outcome, watched: Report, plain_end: Outcome, plain: Re
             unused["flaky" if first != second else "not passed"] += 1
     cut = next((_cut(o, r) for o, r in ((watched_end, watched), (plain_end, plain)) if _cut(o, r)), "")
     if not tests:
-        return Discovery(unused=dict(unused), cut=cut, skipped=_nothing(watched, unused, cut))
+        return Discovery(unused=dict(unused), cut=cut, skipped=_nothing(watched, unused, cut, tail(watched_end.stderr)))
     entered: dict[str, list[str]] = {}
     for name in tests:
         for path, line in watched.tests[name].enters:
@@ -146,11 +146,12 @@ def _cut(outcome: Outcome, report: Report) -> str:
     return f"the run of its tests ended early ({describe_end(outcome)} after {outcome.seconds:.0f} s)"
 
 
-def _nothing(report: Report, unused: Counter[str], cut: str) -> str:
+def _nothing(report: Report, unused: Counter[str], cut: str, stderr: str) -> str:
     """Why there is no usable test."""
     if cut:
         return cut
-    broken = f"; {report.broken[0].strip().splitlines()[-1][:200]}" if report.broken else ""
+    last_lines = [text.strip().splitlines()[-1][:200] for text in (*report.broken[:1], stderr) if text.strip()]
+    broken = "; ".join(["", *last_lines]) if report.broken else ""
     if not unused:
         return f"it has no tests and no doctests{broken}"
     counts = ", ".join(f"{count} {reason}" for reason, count in sorted(unused.items()))

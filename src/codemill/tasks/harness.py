@@ -175,9 +175,13 @@ def ending(outcome: Outcome, report: Report) -> tuple[Status, str] | None:
 
 
 def describe_end(outcome: Outcome) -> str:
-    if outcome.signal is not None:
-        return f"signal {outcome.signal}"
-    return f"exit code {outcome.exit_code}" if outcome.end == "exited" else outcome.end
+    match outcome.end:
+        case "exited":
+            return f"exit code {outcome.exit_code}"
+        case "signal":
+            return f"signal {outcome.signal}"
+        case other:
+            return other
 
 
 def decoded(data: bytes) -> str:

@@ -85,5 +85,5 @@ def prepare_all(
         try:
             ready.append(prepare(source, own, workspaces))
         except CodemillError as error:
-            skip(source, str(error))
+            skip(source, str(error).removeprefix(f"{source}: "))
     return ready

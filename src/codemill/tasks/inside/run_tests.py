@@ -298,7 +298,9 @@ def run_pytest(pytest: Any, request: dict[str, Any], tools: Tools) -> list[str]:
     arguments = ["--rootdir=.", "-p", "no:cacheprovider", "-o", "addopts=", "-o", "required_plugins=", "--assert=plain"]
     arguments += ["-q", "--no-header", "--tb=no", "--capture=no", "--continue-on-collection-errors"]
     try:
-        pytest.main([*arguments, *request["args"], *request["files"]], plugins=[plugin])
+        status = int(pytest.main([*arguments, *request["args"], *request["files"]], plugins=[plugin]))
+        if status not in (0, 1, 5):  # all passed, some failed, none found
+            plugin.broken.append(f"pytest ended with status {status}, see its error output")
     except BaseException as error:
         plugin.broken.append(tools.explain(error))
     return plugin.broken
