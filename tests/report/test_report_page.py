@@ -78,7 +78,8 @@ def test_a_whole_page(tmp_path: Path) -> None:
     for words in (
         "Tiny-Coder-1M", "bf16, Apache-2.0", "Probably seen before.", "12 more than before",
         "+18.8", "14 / 2", "no test enters it", "generated", "COPYING.txt", "GPL-3.0-only", "quarantined",
-        "AssertionError: 3 != 4", "return total_of(values)", "mount namespace, Landlock 6", "1.250", "0.900", "*test*", "flaky 2, skipped 5",
+        "AssertionError: 3 != 4", "return total_of(values)", "mount namespace, Landlock 6", "1.250", "0.900",
+        "*test*", "flaky 2, skipped 5",
     ):  # fmt: skip
         assert words in found.text, words
     assert found.text.index("Solves 34 of 64") < found.text.index("Did it help?")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -55,25 +56,29 @@ class Built:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def offline(environment: Environment) -> Any:
+def place(environment: Environment, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A working folder, so that the sources have the same names, and with them the same draws, in every run."""
+    folder = tmp_path_factory.mktemp("place")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(repository, "install", lambda dependencies: environment)
-        yield
+        patch.chdir(folder)
+        yield folder
 
 
 @pytest.fixture(scope="module")
-def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("corpus")
-    sources = []
+def corpus(place: Path) -> Path:
+    sources = ["path:src", "path:flat", "path:bare"]
     for layout in ("src", "flat"):
         files = repository_files(layout)
         if layout == "flat":  # another repository, or its files would be dropped as duplicates
             files = {name: text.replace("shapes", "forms") + "\n" for name, text in files.items()}
             files = {name.replace("shapes", "forms"): text for name, text in files.items()}
-        sources.append(f"path:{write_files(folder / layout, files)}")
-    sources.append(f"path:{write_files(folder / 'bare', {'LICENSE': files['LICENSE'], 'm.py': 'x = [1, 2, 3]' * 9})}")
-    build_corpus(sources, folder / "built")
-    return folder / "built"
+        write_files(place / layout, files)
+    write_files(
+        place / "bare", {"LICENSE": files["LICENSE"], "m.py": "numbers = [1, 2, 3]\nletters = 'some of them'\n"}
+    )
+    build_corpus(sources, place / "corpus")
+    return place / "corpus"
 
 
 @pytest.fixture(scope="module")
@@ -214,7 +219,7 @@ def test_a_source_that_changed_is_skipped(corpus: Path, tmp_path: Path, sandbox:
     source = write_files(tmp_path / "source", files)
     build_corpus([f"path:{source}"], tmp_path / "corpus")
     (source / "shapes/words.py").write_text(files["shapes/words.py"] + "\nx = 1\n")
-    with pytest.raises(InputError, match="build the corpus again"):
+    with pytest.raises(InputError, match="the corpus holds"):
         build_tasks(tmp_path / "corpus", tmp_path / "out", CONFIG)
 
 
@@ -228,7 +233,9 @@ def candidate(repository: str, path: str, kind: str, draw: float) -> Candidate:
 
 def test_every_beginning_of_the_order_is_spread() -> None:
     many = [
-        candidate("a", f"{i % 3}.py", kind, i / 30 + len(kind) / 900) for i in range(30) for kind in ("body", "span")
+        candidate("a", f"{i % 3}.py", kind, i / 30 + (kind == "span") / 900)
+        for i in range(30)
+        for kind in ("body", "span")
     ]
     few = [candidate("b", "x.py", "body", 0.5), candidate("b", "x.py", "span", 0.1)]
     order = ordered([*many, *few])

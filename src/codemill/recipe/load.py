@@ -99,7 +99,8 @@ def _copy_same(data: dict[str, Any], lines: Lines, path: Path) -> None:
             other = stage.pop("same_as")
             if not isinstance(other, str) or not isinstance(earlier.get(other), dict):
                 where = _where(("stages", name, "same_as"), lines, path)
-                raise ConfigError(f"{where}: stages.{name}: same_as {other!r} is no earlier stage; {nearest(str(other), earlier)}")
+                hint = nearest(str(other), earlier)
+                raise ConfigError(f"{where}: stages.{name}: same_as {other!r} is no earlier stage; {hint}")
             stages[name] = stage = {**copy.deepcopy(earlier[other]), **stage}
         earlier[name] = stage
 
