@@ -128,15 +128,20 @@ def test_folders_that_are_no_repository(repository: Path, tmp_path: Path) -> Non
         fetch(f"git:{tmp_path}/missing")
 
 
-def test_a_missing_object_is_an_error_not_a_smaller_corpus(repository: Path) -> None:
+def test_a_missing_object_is_an_error_and_git_does_not_go_and_get_it(repository: Path, tmp_path: Path) -> None:
     identity = git(repository, "rev-parse", "HEAD:a.py")
     (repository / ".git/objects" / identity[:2] / identity[2:]).unlink()
-    # A repository that claims its objects are to be had elsewhere must not make git go and get them.
     git(repository, "config", "core.repositoryFormatVersion", "1")
     git(repository, "config", "extensions.partialClone", "origin")
-    git(repository, "config", "remote.origin.url", "https://host.invalid/x")
-    with pytest.raises(InputError, match="git fsck|cannot list"):
+    git(repository, "config", "remote.origin.promisor", "true")
+    git(repository, "config", "protocol.allow", "always")
+    git(repository, "config", "remote.origin.url", f"ext::touch {tmp_path}/witness")
+    with pytest.raises(InputError, match="git fsck"):
         fetch(f"git:{repository}")
+    assert not (tmp_path / "witness").exists()
+    git_as_usual = subprocess.run(["git", "cat-file", "-p", identity], cwd=repository, check=False, capture_output=True)
+    assert git_as_usual.returncode != 0
+    assert (tmp_path / "witness").exists()  # so the trap was a real one
 
 
 @pytest.fixture

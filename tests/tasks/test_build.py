@@ -93,7 +93,7 @@ def test_the_folder_is_an_artifact(built: Built) -> None:
     assert manifest["facts"] == json.loads(json.dumps(built.facts))
     assert manifest["inputs"] == {"corpus": read_manifest(built.corpus)["fingerprint"]}
     assert built.facts["split"] == {"held_out": 6, "train": len(built.split("train"))}
-    assert len(built.split("train")) >= 3
+    assert built.split("train")
     assert set(built.facts["kind"]) == {"body", "span"}
     assert len(built.facts["held_out_by_repository"]) == 2
 
@@ -123,6 +123,7 @@ def test_everything_left_out_has_a_reason(built: Built) -> None:
     rejected = built.rejected()
     assert "untested" in rejected["no passing test enters it"]
     assert "shouted" in rejected["an answer that does nothing passes its tests"]
+    assert rejected["its file shows a held-out function"]  # the two repositories share their functions
     assert any("no tests and no doctests" in reason for reason in built.facts["skipped"].values())
 
 

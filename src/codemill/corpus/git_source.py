@@ -115,6 +115,8 @@ def _members(repository: Path, commit: str) -> Iterator[tuple[str, str, int, str
             for entry in entries:
                 head, _, name = entry.partition(b"\t")
                 mode, _kind, identity, size = head.decode().split()
+                if not size.isdigit() and size != "-":  # git prints "BAD"
+                    raise InputError(_missing(str(repository), identity))
                 yield mode, identity, 0 if size == "-" else int(size), os.fsdecode(name)
     if process.returncode or rest:
         raise InputError(f"{repository}: git cannot list commit {commit}; `git fsck` may tell why")
@@ -123,7 +125,11 @@ def _members(repository: Path, commit: str) -> Iterator[tuple[str, str, int, str
 def _expect(stream: IO[bytes], identity: str, origin: str) -> None:
     header = stream.readline().split()
     if len(header) != 3 or header[1] != b"blob":
-        raise InputError(f"{origin}: object {identity} is missing from the repository; `git fsck` may tell why")
+        raise InputError(_missing(origin, identity))
+
+
+def _missing(origin: str, identity: str) -> str:
+    return f"{origin}: object {identity} is missing from the repository; `git fsck` may tell why"
 
 
 def _content(stream: IO[bytes], size: int, origin: str) -> Iterator[bytes]:

@@ -243,7 +243,7 @@ def _transfer(archive: SourceArchive, part: Path, settings: IndexSettings, limit
             length = response.headers.get("content-length", "")
             total = (have if go_on else 0) + int(length) if length.isdigit() else None
             progress = Progress(archive.filename, total=total, unit="bytes")
-            _append(part, response.iter_bytes(BLOCK), "ab" if go_on else "wb", progress, limit)
+            _append(part, response.iter_bytes(), "ab" if go_on else "wb", progress, limit)
     except httpx.HTTPError as error:
         message = _shown(str(error)) or type(error).__name__
         raise UnavailableError(f"{archive.filename}: download failed: {message}; run it again to go on") from None

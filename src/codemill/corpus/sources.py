@@ -224,5 +224,7 @@ def _cached(folder: Path) -> Snapshot | None:
         root=folder / facts["root"],
         skipped=tuple(read_records(folder / "skipped.jsonl", Skipped)),
     )
+    if not snapshot.root.is_dir():
+        return None
     sizes = [path.stat().st_size for _, path in snapshot.files()]
     return snapshot if (len(sizes), sum(sizes)) == (facts["files"], facts["bytes"]) else None
