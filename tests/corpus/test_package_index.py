@@ -87,6 +87,7 @@ def index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Index]:
     made = Index(tmp_path)
     with serve(_handler(made)) as address:
         monkeypatch.setenv("PIP_INDEX_URL", f"{address}/simple")
+        monkeypatch.setattr("codemill.corpus.package_index._pip_settings", lambda _: {})  # starting pip takes a second
         yield made
 
 
@@ -172,6 +173,13 @@ def test_an_index_of_files(index: Index, tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setenv("PIP_INDEX_URL", (tmp_path / "mirror").as_uri())
     assert len(list(fetch("pypi:demo==1.0").files())) == 4
     assert index.asked == []
+
+
+def test_an_index_that_cannot_be_read_is_not_an_index_without_it(index: Index, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PIP_EXTRA_INDEX_URL", "http://127.0.0.1:9/simple")
+    assert len(list(fetch("pypi:demo==1.0").files())) == 4
+    with pytest.raises(UnavailableError, match=r"127\.0\.0\.1:9"):
+        fetch("pypi:demo==2.0")
 
 
 def test_a_password_in_the_index_address_is_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:

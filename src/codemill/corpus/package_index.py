@@ -108,7 +108,7 @@ def find_source_archive(name: str, version: str, settings: IndexSettings) -> Sou
             matches = [file for file in listed if _version(file.filename) == wanted]
             if matches:
                 return min(matches, key=lambda file: (not file.filename.endswith(".tar.gz"), file.filename))
-    if not seen and problems:
+    if problems:  # the one that cannot be read may have it
         raise UnavailableError("; ".join(problems))
     versions = sorted({v for v in map(_version, seen) if v is not None})
     newest = ", ".join(str(v) for v in versions[-5:]) or "none"

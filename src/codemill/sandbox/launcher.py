@@ -521,7 +521,7 @@ def _become_program(plan: Plan, folder: str) -> NoReturn:
     try:
         os.setsid()
         os.chdir(folder + _WORK)
-        status = _arrange_descriptors(plan)
+        _arrange_descriptors(plan)
         for number in (_signal.SIGPIPE, _signal.SIGXFSZ, _signal.SIGTERM, _signal.SIGINT):
             _signal.signal(number, _signal.SIG_DFL)
         _signal.pthread_sigmask(_signal.SIG_SETMASK, [])
@@ -535,7 +535,7 @@ def _become_program(plan: Plan, folder: str) -> NoReturn:
             _lock_files(plan["landlock"], folder)
         if plan["seccomp"] is not None:
             _filter_calls(plan["seccomp"], plan["own_pid"])
-        os.write(status, b"exec\n")
+        _tell(plan, "exec")
         environment = {key: value.replace("{box}", folder) for key, value in plan["fixed_env"].items()}
         _execute(plan["argv"], {**environment, **plan["env"]})
     except Failed as error:
@@ -555,7 +555,7 @@ def _become_user(user: int) -> None:
         raise Failed("users", str(error)) from None
 
 
-def _arrange_descriptors(plan: Plan) -> int:
+def _arrange_descriptors(plan: Plan) -> None:
     """0, 1, 2, the result channel as 3 where asked for, the status line as 4 until the program starts; no other."""
     status = fcntl.fcntl(plan["status"], fcntl.F_DUPFD_CLOEXEC, 5)
     if plan["result"] is not None:
@@ -566,8 +566,6 @@ def _arrange_descriptors(plan: Plan) -> int:
     plan["status"] = os.dup2(status, 4, False)
     if _libc.syscall(ctypes.c_long(_CLOSE_RANGE), ctypes.c_uint(5), ctypes.c_uint(0xFFFFFFFF), ctypes.c_uint(0)) < 0:
         os.closerange(5, 1024)  # the launcher was started with the few descriptors that the plan names
-    status = plan["status"]
-    return status
 
 
 def _execute(argv: list[str], environment: dict[str, str]) -> None:

@@ -11,6 +11,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 from codemill.core.artifact import file_sha256, fingerprint
@@ -26,7 +27,7 @@ MAX_TESTS = 8  # per function, besides its own doctest
 TIME_BUCKETS = (0.05, 0.5, 2.0)  # seconds: finer differences are noise and would make the choice irreproducible
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Discovery:
     """What running a repository's tests taught. `skipped` is the reason why none can be used, else empty.
 
@@ -47,16 +48,16 @@ class Discovery:
         """
         own = doctest_id(path, function.qualname)
         name = re.compile(rf"(?<![A-Za-z0-9]){re.escape(function.qualname.split('.')[-1].strip('_'))}(?![A-Za-z0-9])")
-        breadth = self._breadth()
 
         def rank(test: str) -> tuple[int, bool, int, str]:
             slow = sum(self.tests[test] > bucket for bucket in TIME_BUCKETS)
-            return slow, name.search(test) is None, breadth[test].bit_length(), test
+            return slow, name.search(test) is None, self._breadth[test].bit_length(), test
 
         found = self.entered.get(f"{path}:{function.first_line}", ())
         others = sorted((test for test in found if test != own), key=rank)
         return (*((own,) if own in self.tests else ()), *others[:MAX_TESTS])
 
+    @cached_property
     def _breadth(self) -> Counter[str]:
         return Counter(test for tests in self.entered.values() for test in tests)
 

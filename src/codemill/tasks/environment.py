@@ -271,6 +271,7 @@ def _installed(folder: Path) -> list[str]:
 
 
 def _make_read_only(folder: Path) -> None:
-    for path in sorted(folder.rglob("*"), reverse=True):
-        if not path.is_symlink():
+    """Files only: a cache whose folders cannot be written cannot be deleted by its owner either."""
+    for path in folder.rglob("*"):
+        if path.is_file() and not path.is_symlink():
             os.chmod(path, path.stat().st_mode & ~0o222 | 0o444)
