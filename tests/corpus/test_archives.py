@@ -95,7 +95,9 @@ def test_a_large_member_is_recorded_not_kept(tmp_path: Path) -> None:
     assert [(s.path, s.bytes, s.reason) for s in collector.skipped] == [("a.py", 101, "larger than 100 bytes")]
 
 
-@pytest.mark.parametrize(("limits", "message"), [(Limits(members=3), "3 members"), (Limits(total_bytes=300_000), "300000 bytes")])
+@pytest.mark.parametrize(
+    ("limits", "message"), [(Limits(members=3), "3 members"), (Limits(total_bytes=300_000), "300000 bytes")]
+)
 def test_past_a_total_limit_the_source_is_refused(tmp_path: Path, limits: Limits, message: str) -> None:
     archive = write_tar(tmp_path / "a.tar.gz", [tar_member(f"{n}.py", b"x" * 100_000) for n in range(4)])
     with pytest.raises(InputError, match=message):

@@ -51,7 +51,7 @@ def restore(ids: list[int], tokenizer: Tokenizer) -> str:
 
 
 def test_vector_v3(tokenizer: Tokenizer) -> None:
-    """"abcdef" cut at 2 and 4: PRE ab SUF ef MID cd END; and every other cut restores the text."""
+    """ "abcdef" cut at 2 and 4: PRE ab SUF ef MID cd END; and every other cut restores the text."""
     fim = tokenizer.fim
     assert fim is not None
     expected = [fim.prefix, *b"ab", fim.suffix, *b"ef", fim.middle, *b"cd", 256]
@@ -80,7 +80,9 @@ def test_examples_fit_and_end(tokenizer: Tokenizer) -> None:
     assert max(map(len, rows)) <= 120
     assert rows[-1][-1] == 256
     assert sum(259 in row for row in rows) not in (0, len(rows))  # some rearranged, some not
-    long_line = list(examples(document("x" * 1000, "a.txt", "text"), tokenizer, mix=FimMix(rate=0), max_tokens=100, seed=0, epoch=0))
+    long_line = list(
+        examples(document("x" * 1000, "a.txt", "text"), tokenizer, mix=FimMix(rate=0), max_tokens=100, seed=0, epoch=0)
+    )
     assert sum(map(len, long_line)) == 1001
     assert max(map(len, long_line)) <= 100
 

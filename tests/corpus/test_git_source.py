@@ -65,7 +65,13 @@ def test_revisions(repository: Path) -> None:
     git(repository, "tag", "-a", "v1", "-m", "x")
     (repository / "a.py").write_text("second = 2\n")
     second = commit(repository)
-    for revision, wanted in [("", second), ("@v1", first), ("@main", second), ("@main~1", first), (f"@{first[:9]}", first)]:
+    for revision, wanted in [
+        ("", second),
+        ("@v1", first),
+        ("@main", second),
+        ("@main~1", first),
+        (f"@{first[:9]}", first),
+    ]:
         assert resolve(f"git:{repository}{revision}") == wanted
     with pytest.raises(InputError, match="no commit 'nope'"):
         resolve(f"git:{repository}@nope")
@@ -93,7 +99,13 @@ def test_nothing_that_the_repository_names_is_run(repository: Path, tmp_path: Pa
     run = f"touch {witness}; cat"
     fill(repository, {".gitattributes": "*.py filter=evil diff=evil export-ignore ident\n", "id.py": "# $Id$\n"})
     commit(repository)
-    for key in ("filter.evil.smudge", "filter.evil.clean", "filter.evil.process", "diff.evil.textconv", "core.fsmonitor"):
+    for key in (
+        "filter.evil.smudge",
+        "filter.evil.clean",
+        "filter.evil.process",
+        "diff.evil.textconv",
+        "core.fsmonitor",
+    ):
         git(repository, "config", key, run)
     for key in ("core.pager", "core.sshCommand", "core.editor", "alias.cat-file", "pager.ls-tree", "credential.helper"):
         git(repository, "config", key, f"!{run}")
@@ -106,7 +118,9 @@ def test_nothing_that_the_repository_names_is_run(repository: Path, tmp_path: Pa
     assert not witness.exists()
 
 
-def test_the_environment_cannot_point_git_elsewhere(repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_environment_cannot_point_git_elsewhere(
+    repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     other = fill(tmp_path / "other", {"other.py": "1"})
     git(other, "init", "--quiet")
     commit(other)

@@ -26,6 +26,8 @@ from codemill.corpus.licenses import both, from_name, join, normalise, tier, wor
         ("MIT AND LicenseRef-Whatever", "unknown"),
         ("MIT OR LicenseRef-Whatever", "permissive"),
         ("LicenseRef-BSD", "permissive"),
+        ("LicenseRef-LGPL-unversioned", "weak-copyleft"),
+        ("LicenseRef-GPL-unversioned", "copyleft"),
         ("BUSL-1.1", "unknown"),
         ("CC-BY-NC-4.0", "unknown"),
         ("SSPL-1.0", "unknown"),
@@ -55,7 +57,7 @@ def test_tiers(expression: str | None, wanted: str) -> None:
         ("GPLv2", "GPL-2.0-only"),
         ("GNU General Public License v3 or later", "GPL-3.0-or-later"),
         ("GNU Lesser General Public License v2.1", "LGPL-2.1-only"),
-        ("LGPL", "LicenseRef-LGPL"),
+        ("LGPL", "LicenseRef-LGPL-unversioned"),
         ("AGPLv3", "AGPL-3.0-only"),
         ("MPL 2.0", "MPL-2.0"),
         ("Mozilla Public License 2.0 (MPL 2.0)", "MPL-2.0"),
@@ -78,7 +80,9 @@ def test_normal_form_is_a_fixed_point(text: str) -> None:
     assert normalise(once) == once
 
 
-@pytest.mark.parametrize("text", ["MIT OR", "AND MIT", "((((MIT", "MIT MIT", "not a licence", "(" * 100, "A" * 600, "MIT WITH"])
+@pytest.mark.parametrize(
+    "text", ["MIT OR", "AND MIT", "((((MIT", "MIT MIT", "not a licence", "(" * 100, "A" * 600, "MIT WITH"]
+)
 def test_what_is_no_expression_is_none(text: str) -> None:
     assert normalise(text) is None
 
@@ -93,12 +97,14 @@ def test_what_is_no_expression_is_none(text: str) -> None:
         ("BSD-3-Clause", "LicenseRef-BSD", "BSD-3-Clause"),
         ("MIT AND Apache-2.0", "MIT OR Apache-2.0", "MIT OR Apache-2.0"),
         ("GPL-3.0-only", "GPL-3.0-or-later", "GPL-3.0-or-later"),
-        ("GPL-3.0-only", "LicenseRef-GPL", "GPL-3.0-only"),
+        ("GPL-3.0-only", "LicenseRef-GPL-unversioned", "GPL-3.0-only"),
         ("GPL-3.0-only", "MIT", "GPL-3.0-only AND MIT"),
         ("BSD-3-Clause", "BSD-2-Clause", "BSD-3-Clause AND BSD-2-Clause"),
     ],
 )
-def test_a_text_and_a_declaration_side_by_side(text_evidence: str | None, declared: str | None, wanted: str | None) -> None:
+def test_a_text_and_a_declaration_side_by_side(
+    text_evidence: str | None, declared: str | None, wanted: str | None
+) -> None:
     assert join(text_evidence, declared) == wanted
 
 

@@ -137,7 +137,9 @@ def test_limits_are_part_of_what_is_cached(tmp_path: Path) -> None:
     assert small.skipped[0].reason == "larger than 10 bytes"
 
 
-def test_a_full_disk_is_not_taken_for_an_unreadable_file(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_is_not_taken_for_an_unreadable_file(
+    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     source = f"path:{fill(tmp_path / 'p', {'a.py': '1'})}"
 
     def full(*_: object) -> int:
@@ -192,6 +194,7 @@ def test_a_real_release(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     assert len(paths) == 42
     assert {"setup.py", "toolz/itertoolz.py", "toolz/tests/test_itertoolz.py"} <= set(paths)
     monkeypatch.setenv("PIP_INDEX_URL", "http://127.0.0.1:9/")
+    monkeypatch.setenv("PIP_EXTRA_INDEX_URL", "http://127.0.0.1:9/more")
     assert fetch("pypi:toolz==1.0.0") == snapshot  # offline from now on
     shutil.rmtree(snapshot.root)
     with pytest.raises(UnavailableError, match="cannot be read"):

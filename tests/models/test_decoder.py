@@ -29,7 +29,9 @@ def tiny(folder: Path, name: str) -> torch.nn.Module:
     elif name == "qwen2":
         model = Qwen2ForCausalLM(Qwen2Config(**SIZES, **heads, tie_word_embeddings=False, rms_norm_eps=1e-6))
     else:
-        model = Qwen2ForCausalLM(Qwen2Config(**SIZES, num_attention_heads=4, num_key_value_heads=4, tie_word_embeddings=True))
+        model = Qwen2ForCausalLM(
+            Qwen2Config(**SIZES, num_attention_heads=4, num_key_value_heads=4, tie_word_embeddings=True)
+        )
     with torch.no_grad():
         for parameter in model.parameters():  # biases and norms away from 0 and 1, so that a forgotten one shows
             parameter.add_(torch.randn_like(parameter) * 0.1)

@@ -13,7 +13,7 @@ import pytest
 from tasks_support import repository_files, write_files
 
 from codemill.core.artifact import read_manifest
-from codemill.core.contracts import Answer, Task
+from codemill.core.contracts import Answer, Document, Task, content_hash
 from codemill.core.errors import ConfigError, InputError
 from codemill.core.records import read_json_lines
 from codemill.corpus.build import build_corpus
@@ -22,7 +22,8 @@ from codemill.sandbox import Sandbox
 from codemill.tasks import repository
 from codemill.tasks.benchmarks import load_tasks
 from codemill.tasks.build import TasksConfig, build_tasks
-from codemill.tasks.candidates import Candidate, choose_held_out_files, ordered
+from codemill.tasks.candidates import Candidate, Limits, choose_held_out_files, find_candidates, ordered
+from codemill.tasks.discover import Discovery
 from codemill.tasks.documents import LeakScanner, normal_form
 from codemill.tasks.environment import Environment
 from codemill.tasks.functions import SourceFile, find_functions
@@ -134,11 +135,11 @@ def test_functions_are_on_one_side_only(built: Built) -> None:
 
 
 def telling_bodies(built: Built) -> dict[str, str]:
-    """Bodies that must not be learnt from: of held-out functions, and of all functions in held-out files."""
+    """What must not be learnt from: held-out answers, bodies of held-out functions, and of all functions in held-out files."""
     held = list(read_documents(built.folder / "held_out_documents.parquet"))
     whole = {(document.repository, document.path) for document in held}
     wanted = {(t.metadata["repository"], t.metadata["path"], t.metadata["qualname"]) for t in built.split("held_out")}
-    bodies = {}
+    bodies = {task.id: task.gold or "" for task in built.split("held_out")}
     for document in read_documents(built.corpus):
         if document.language != "python":
             continue
@@ -257,3 +258,18 @@ def test_held_out_files_keep_to_their_share(corpus: Path) -> None:
 
 def test_time_limits_are_steps() -> None:
     assert [time_limit(s) for s in (0.0, 0.01, 0.3, 0.31, 0.61, 2.0)] == [3, 3, 3, 6, 12, 24]
+
+
+def test_an_answer_that_stands_in_its_file_twice_is_not_asked_for() -> None:
+    body = "    y = g(x)\n    z = h(y)\n    return z\n"
+    text = f"def f(x):\n{body}\n\ndef other(x):\n    if x:\n" + body.replace("    ", "        ") + "    return x\n"
+    document = Document(
+        text=text, path="m.py", repository="r", revision="1", language="python", license=None, hash=content_hash(b"")
+    )
+    found = Discovery(tests={"pytest:t": 0.1}, entered={"m.py:1": ("pytest:t",)})
+    limits = Limits(kinds=("body",), min_lines=1, max_lines=9, max_characters=400, held_out_share=0.5, seed=0)
+    candidates, rejected = find_candidates(document, found, limits, held_out_file=False)
+    assert not candidates
+    assert ("f", "its answer stands in the file once more") in {(r.qualname, r.reason) for r in rejected}
+    once = dataclasses.replace(document, text=text.replace("h(y)", "k(y)", 1))
+    assert [c.function.qualname for c in find_candidates(once, found, limits, held_out_file=False)[0]] == ["f"]

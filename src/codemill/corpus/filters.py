@@ -6,6 +6,7 @@ licence that is not allowed, or text that shows other code than it holds.
 
 from __future__ import annotations
 
+from codecs import BOM_UTF8
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal
@@ -71,7 +72,7 @@ def judge_bytes(path: str, raw: RawSignals, policy: Policy) -> Decision:
     """The first look, before a file is read into memory: what its bytes alone rule out."""
     encoding = measures.other_encoding(raw.head)
     binary = measures.binary_format(raw.head)
-    if raw.size == 0 or raw.blank:
+    if raw.blank or raw.head == BOM_UTF8:
         return Decision("drop", "empty")
     if raw.size > policy.max_file_bytes:
         return Decision("drop", "size", f"{raw.size} bytes, allowed {policy.max_file_bytes}")
@@ -154,14 +155,14 @@ def _shape(path: str, language: str, signals: TextSignals, policy: Policy) -> De
 
 def _content(text: str, signals: TextSignals, policy: Policy) -> Decision | None:
     """What the characters are."""
+    if measures.merge_conflict(text):
+        return Decision("drop", "merge-conflict")
     if signals.control_share > policy.max_control_share:
         return Decision("drop", "binary", f"{signals.control_share:.0%} control characters")
     if signals.longest_blob > policy.max_blob or signals.blob_share > policy.max_blob_share:
         return Decision("drop", "encoded", f"{signals.longest_blob} characters in one run")
     if signals.alphabetic_share < policy.min_alphabetic_share:
         return Decision("drop", "alphabetic", f"{signals.alphabetic_share:.2f} of the characters are letters")
-    if measures.merge_conflict(text):
-        return Decision("drop", "merge-conflict")
     return None
 
 

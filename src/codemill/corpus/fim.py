@@ -97,7 +97,9 @@ def _is_docstring(node: ast.stmt) -> bool:
     return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
 
 
-def choose_span(window: str, first_line: int, nodes: list[tuple[int, int]], mix: FimMix, rng: np.random.Generator) -> Span | None:
+def choose_span(
+    window: str, first_line: int, nodes: list[tuple[int, int]], mix: FimMix, rng: np.random.Generator
+) -> Span | None:
     """Where to cut the middle out of a window; None if it is left as it is."""
     if rng.random() >= mix.rate or len(window) < 2:
         return None
@@ -117,7 +119,9 @@ def choose_span(window: str, first_line: int, nodes: list[tuple[int, int]], mix:
         if inside:
             # Big blocks are rarer than single lines; drawing the size first keeps small ones from crowding them out.
             size = int(rng.choice(sorted({stop - begin for begin, stop in inside})))
-            begin, stop = [pair for pair in inside if pair[1] - pair[0] == size][int(rng.integers(sum(b - a == size for a, b in inside)))]
+            begin, stop = [pair for pair in inside if pair[1] - pair[0] == size][
+                int(rng.integers(sum(b - a == size for a, b in inside)))
+            ]
             return _lines_span(lines, offsets, begin, stop)
     count = int(rng.integers(1, longest + 1))
     begin = int(rng.integers(0, len(lines) - count + 1))

@@ -119,7 +119,7 @@ def _notices_in(words: str) -> list[str]:
             number = ".".join([*version, "0"][:2])
             found.append(normalise(f"{name}-{number}-{'or-later' if match['later'] else 'only'}") or name)
         else:
-            found.append(f"LicenseRef-{name}")
+            found.append(f"LicenseRef-{name}-unversioned")
     if _APACHE_NOTICE in words:
         found.append("Apache-2.0")
     if _MPL_NOTICE.search(words):

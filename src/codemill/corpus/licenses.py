@@ -24,9 +24,11 @@ _PERMISSIVE = re.compile(
     r"|OpenSSL|SSH-OpenSSH|ICU|MS-PL|ECL-2\.0|EFL-[\d.]+|Fair|NIST-PD.*|PDDL-1\.0|Beerware|CC-BY-[\d.]+"
     r"|LicenseRef-BSD|LicenseRef-Public-Domain"
 )
-_WEAK = re.compile(r"MPL-[\d.]+.*|LGPL-.*|EPL-[\d.]+|CDDL-[\d.]+|CPL-1\.0|MS-RL|APSL-.*|IPL-1\.0|LicenseRef-LGPL")
+_WEAK = re.compile(
+    r"MPL-[\d.]+.*|LGPL-.*|EPL-[\d.]+|CDDL-[\d.]+|CPL-1\.0|MS-RL|APSL-.*|IPL-1\.0|LicenseRef-LGPL-unversioned"
+)
 _COPYLEFT = re.compile(
-    r"GPL-.*|AGPL-.*|OSL-.*|EUPL-.*|CECILL-(1|2)\..*|CC-BY-SA-.*|Sleepycat|GFDL-.*|QPL-1\.0|LicenseRef-A?GPL"
+    r"GPL-.*|AGPL-.*|OSL-.*|EUPL-.*|CECILL-(1|2)\..*|CC-BY-SA-.*|Sleepycat|GFDL-.*|QPL-1\.0|LicenseRef-A?GPL-unversioned"
 )
 _LINKING_EXCEPTIONS = re.compile(r"(Classpath|GCC|Bison|Autoconf|Libtool|Font|Linux-syscall|Bootloader)-.*")
 
@@ -125,9 +127,9 @@ def _family(key: str) -> str:
 
 def _same_family(first: str, second: str) -> bool:
     one, other = _family(first), _family(second)
-    loose = next((k for k in (one, other) if re.fullmatch(r"LicenseRef-(A|L)?GPL", k)), None)
+    loose = next((k for k in (one, other) if re.fullmatch(r"LicenseRef-(A|L)?GPL-unversioned", k)), None)
     if loose is not None:
-        name = loose.removeprefix("LicenseRef-")
+        name = loose.removeprefix("LicenseRef-").removesuffix("-unversioned")
         return all(k == loose or k.startswith(name + "-") for k in (one, other))
     both_bsd = one == other == "BSD"
     return first == second or (one == other and not both_bsd) or (both_bsd and "LicenseRef-BSD" in (first, second))
@@ -215,7 +217,7 @@ def _gnu(words: str) -> str | None:
     name = "AGPL" if re.search(r"\b(affero|agpl)", words) else "LGPL" if lesser else "GPL"
     version = re.search(r"(?<!\d )\b(?:[al]?gpl)?v?([23])\b(?: ([01])\b)?", words)
     if version is None:
-        return f"LicenseRef-{name}"
+        return f"LicenseRef-{name}-unversioned"  # LicenseRef-GPL itself is read as GPL-1.0-or-later
     later = "or-later" if re.search(r"\b(later|newer|plus)\b", words) else "only"
     minor = version[2] or ("1" if name == "LGPL" and version[1] == "2" else "0")
     return normalise(f"{name}-{version[1]}.{minor}-{later}")

@@ -93,9 +93,7 @@ def load_decoder(folder: Path, *, dtype: str = "auto", device: str = "auto") -> 
             for name, count in zip(theirs, rows, strict=True):
                 part = target[start : start + (count or target.shape[0])]
                 if name not in names:
-                    raise IntegrityError(
-                        f"{folder}: tensor {name!r} is missing; expected shape {list(part.shape)}"
-                    )
+                    raise IntegrityError(f"{folder}: tensor {name!r} is missing; expected shape {list(part.shape)}")
                 source = read(name)
                 if source.shape != part.shape:
                     raise IntegrityError(

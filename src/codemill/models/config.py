@@ -89,9 +89,7 @@ def parse_config(raw: dict[str, Any], where: str) -> DecoderConfig:
     if (kind := rope.get("rope_type", rope.get("type", "default"))) != "default":
         raise InputError(f"{where}: rotary scaling {kind!r} is not supported, only 'default'")
     if raw.get("use_sliding_window"):
-        raise InputError(
-            f"{where}: sliding-window attention is not supported; set use_sliding_window to false"
-        )
+        raise InputError(f"{where}: sliding-window attention is not supported; set use_sliding_window to false")
     if raw.get("hidden_act", "silu") != "silu":
         raise InputError(f"{where}: activation {raw['hidden_act']!r} is not supported, only 'silu'")
     try:
@@ -127,7 +125,5 @@ def parse_config(raw: dict[str, Any], where: str) -> DecoderConfig:
         config.mlp_size,
     )
     if min(sizes) <= 0 or heads % config.kv_heads or config.head_dim % 2:
-        raise InputError(
-            f"{where}: impossible sizes {sizes} (vocabulary, width, layers, heads, kv heads, head, mlp)"
-        )
+        raise InputError(f"{where}: impossible sizes {sizes} (vocabulary, width, layers, heads, kv heads, head, mlp)")
     return config

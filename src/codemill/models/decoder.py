@@ -152,11 +152,7 @@ class Decoder(nn.Module):
     def pack(self) -> Decoder:
         """Make the model inference-only, with every matrix in the CPU kernel's own layout. No-op unless bf16 on CPU."""
         self.requires_grad_(False)
-        if (
-            self.device.type == "cpu"
-            and self.dtype == torch.bfloat16
-            and torch.backends.mkldnn.is_available()
-        ):
+        if self.device.type == "cpu" and self.dtype == torch.bfloat16 and torch.backends.mkldnn.is_available():
             for module in self.modules():
                 if isinstance(module, Linear):
                     module.pack()

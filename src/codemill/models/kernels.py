@@ -109,13 +109,9 @@ def rope(x_THK: Tensor, cos_T1K: Tensor, sin_T1K: Tensor) -> Tensor:
     return result
 
 
-def rope_tables(
-    positions_T: Tensor, head_dim: int, theta: float, dtype: torch.dtype
-) -> tuple[Tensor, Tensor]:
+def rope_tables(positions_T: Tensor, head_dim: int, theta: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """Cosines and sines (T, 1, K) for integer positions, computed in fp32."""
-    frequency = 1.0 / theta ** (
-        torch.arange(0, head_dim, 2, device=positions_T.device, dtype=torch.float32) / head_dim
-    )
+    frequency = 1.0 / theta ** (torch.arange(0, head_dim, 2, device=positions_T.device, dtype=torch.float32) / head_dim)
     angle = positions_T.float()[:, None] * frequency
     angle = torch.cat((angle, angle), -1)[:, None, :]
     return angle.cos().to(dtype), angle.sin().to(dtype)

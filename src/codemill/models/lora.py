@@ -23,9 +23,7 @@ class LoRALinear(nn.Module):
         bound = 1 / math.sqrt(base.in_features)
         a = (torch.rand(rank, base.in_features, generator=generator) * 2 - 1) * bound
         self.a = nn.Parameter(a.to(base.weight.device))
-        self.b = nn.Parameter(
-            torch.zeros(base.out_features, rank, device=base.weight.device)
-        )  # starts as no change
+        self.b = nn.Parameter(torch.zeros(base.out_features, rank, device=base.weight.device))  # starts as no change
 
     def forward(self, x: Tensor) -> Tensor:
         down = F.linear(x, self.a.to(x.dtype))

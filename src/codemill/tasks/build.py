@@ -199,8 +199,8 @@ class _Build:
         return admission
 
     def _scanner(self, held: list[Candidate], held_files: set[tuple[str, str]]) -> LeakScanner:
-        """Searches for the bodies of held-out functions and of all functions in held-out files."""
-        bodies: dict[str, str] = {}
+        """Searches for held-out answers and the bodies around them, and for all bodies of held-out files."""
+        bodies = {f"{c.repository}:{c.path}:{c.function.qualname}:{c.kind}": c.gold for c in held}
         wanted = {(c.repository, c.path, c.function.qualname) for c in held}
         places = {(c.repository, c.path) for c in held} | held_files
         for document in self.documents:

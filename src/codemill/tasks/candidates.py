@@ -14,6 +14,7 @@ from typing import Literal
 from codemill.core.contracts import Document
 from codemill.core.errors import InputError
 from codemill.tasks.discover import Discovery
+from codemill.tasks.documents import is_telling, normal_form
 from codemill.tasks.functions import (
     Function,
     Kind,
@@ -87,6 +88,7 @@ def find_candidates(
 
     candidates: list[Candidate] = []
     rejected: list[Rejected] = []
+    squeezed = normal_form(document.text)
     try:
         source = SourceFile(document.text, document.path)
         functions = find_functions(source)
@@ -105,7 +107,9 @@ def find_candidates(
             piece: Piece | None = function.body
             if kind == "span":
                 piece = span_piece(source, nodes[function.qualname], function.body, f"{limits.seed}:span:{cluster}")
-            reason = "no proper part of the body to ask for" if piece is None else _size_reason(source, piece, limits)
+            reason = (
+                "no proper part of the body to ask for" if piece is None else _unfit(source, piece, limits, squeezed)
+            )
             if piece is None or reason:
                 reject(function.qualname, kind, reason)
                 continue
@@ -125,13 +129,16 @@ def find_candidates(
     return candidates, rejected
 
 
-def _size_reason(source: SourceFile, piece: Piece, limits: Limits) -> str:
+def _unfit(source: SourceFile, piece: Piece, limits: Limits, squeezed: str) -> str:
     if piece.lines > limits.max_lines:
         return f"longer than {limits.max_lines} lines"
     if piece.end - piece.start > limits.max_characters:
         return f"longer than {limits.max_characters} characters"
     if piece.lines < limits.min_lines:
         return f"shorter than {limits.min_lines} lines"
+    gold = source.text[piece.start : piece.end]
+    if is_telling(gold) and squeezed.count(normal_form(gold)) > 1:
+        return "its answer stands in the file once more"
     return ""
 
 

@@ -62,9 +62,7 @@ class BatchStream:
             if len(ids) > 1
         ]
         if not rows:
-            raise InputError(
-                "there is nothing to train on: no document fits include and exclude, or all are empty"
-            )
+            raise InputError("there is nothing to train on: no document fits include and exclude, or all are empty")
         rng = random_for(c.seed, "order", epoch)
         rows = [rows[i] for i in rng.permutation(len(rows))]
         bins = best_fit([len(ids) for ids in rows], c.micro_tokens)
