@@ -16,12 +16,18 @@ from codemill.models.config import parse_config, read_config
 from codemill.models.decoder import PackedAttention, packed_positions
 from codemill.models.lora import add_lora, merge_lora
 
-SIZES = dict(vocab_size=97, hidden_size=32, intermediate_size=56, num_hidden_layers=3, max_position_embeddings=64)
+SIZES = {
+    "vocab_size": 97,
+    "hidden_size": 32,
+    "intermediate_size": 56,
+    "num_hidden_layers": 3,
+    "max_position_embeddings": 64,
+}
 
 
 def tiny(folder: Path, name: str) -> torch.nn.Module:
     torch.manual_seed(0)
-    heads = dict(num_attention_heads=4, num_key_value_heads=2)
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2}
     if name == "llama-tied":
         model = LlamaForCausalLM(LlamaConfig(**SIZES, **heads, tie_word_embeddings=True, rope_theta=5000.0))
     elif name == "llama-wide-head":

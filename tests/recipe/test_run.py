@@ -11,10 +11,10 @@ import time
 from pathlib import Path
 
 import pytest
-from tiny import tiny_checkpoint
 
 from codemill.core.artifact import read_manifest
 from codemill.core.records import read_records
+from tiny import tiny_checkpoint
 
 RECIPE = Path(__file__).parents[2] / "recipes" / "quickstart.yaml"
 MODULE = '''"""Arithmetic."""
