@@ -56,7 +56,7 @@ def write_tar(path: Path, members: list[tuple[tarfile.TarInfo, bytes]]) -> Path:
 def serve(answer: type[BaseHTTPRequestHandler]) -> Iterator[str]:
     """An HTTP server of this machine; gives its address."""
     with ThreadingHTTPServer(("127.0.0.1", 0), answer) as server:
-        thread = threading.Thread(target=server.serve_forever)
+        thread = threading.Thread(target=server.serve_forever, args=(0.02,))
         thread.start()
         try:
             yield f"http://127.0.0.1:{server.server_port}"
