@@ -31,7 +31,7 @@ $(DEV): $(RUNTIME)
 demo: $(RUNTIME)
 	$(BIN)/codemill run recipes/quickstart.yaml --out $(OUT) $(if $(REPO),--set 'corpus.sources=["path:$(abspath $(REPO))"]')
 
-test: check
+test: lint types floors
 	$(BIN)/python -m pytest
 
 check: lint types floors unit

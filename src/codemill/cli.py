@@ -157,6 +157,9 @@ def evaluate(
     top_p: Annotated[float, typer.Option(help="Nucleus of the sampling distribution.")] = 1.0,
     max_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 192,
     max_prompt_tokens: Annotated[int, typer.Option(min=0, help="Longest prompt; 0 leaves it whole.")] = 1024,
+    bits_per_byte: Annotated[
+        Path | None, typer.Option(help="A tasks folder: its held-out files are predicted as well.")
+    ] = None,
     batch: Annotated[int, typer.Option(min=1, help="Sequences generated at once.")] = 32,
     dtype: Annotated[str, typer.Option(help="auto, bf16 or fp32.")] = "auto",
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
@@ -173,7 +176,9 @@ def evaluate(
         "max_tokens": max_tokens, "max_prompt_tokens": max_prompt_tokens,
     }  # fmt: skip
     suites = [suite_named(reference, settings) for reference in tasks]
-    facts = evaluate_on(pull_model(model), suites, out, batch=batch, dtype=dtype, device=device, seed=seed)
+    facts = evaluate_on(
+        pull_model(model), suites, out, held_out=bits_per_byte, batch=batch, dtype=dtype, device=device, seed=seed
+    )
     _emit(facts, as_json, lambda: suites_table(facts))
     _check_valid(facts["suites"])
 
