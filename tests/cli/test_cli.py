@@ -132,4 +132,6 @@ def test_corpus_build_prints_a_table_or_json(tmp_path: Path) -> None:
 
 def test_sandbox_check_says_what_holds() -> None:
     rows = json.loads(codemill("sandbox", "check", "--json").stdout)
-    assert {"files", "network", "syscalls", "privileges", "processes", "memory", "time", "output"} == {r["axis"] for r in rows}
+    assert {"files", "network", "syscalls", "privileges", "processes", "memory", "time", "output"} == {
+        r["axis"] for r in rows
+    }

@@ -103,7 +103,10 @@ def test_manifests(tmp_path: Path) -> None:
     again = write_manifest(tmp_path, kind="k", config={"a": 1}, inputs={"model": "m"}, seconds=9)
     assert again["fingerprint"] == first["fingerprint"]  # what is inside, not when it was made
     for change in ({"config": {"a": 2}}, {"inputs": {"model": "n"}}):
-        assert write_manifest(tmp_path, **{"kind": "k", "config": {"a": 1}, **change})["fingerprint"] != first["fingerprint"]
+        assert (
+            write_manifest(tmp_path, **{"kind": "k", "config": {"a": 1}, **change})["fingerprint"]
+            != first["fingerprint"]
+        )
     (tmp_path / "manifest.json").write_text("{")
     with pytest.raises(IntegrityError):
         read_manifest(tmp_path)

@@ -72,7 +72,11 @@ class Decode:
         self.used = int(lengths_B.max()) + 1
         seen = torch.arange(self.used, device=lengths_B.device) <= lengths_B[:, None]
         even = min(cache.lengths) == max(cache.lengths)
-        self.mask_B11S = None if even else seen[:, None, None, :]
+        # Added to the scores: a mask of booleans would be turned into one of numbers again in every layer.
+        hidden = torch.zeros(seen.shape, dtype=cache.keys_LBSGK.dtype, device=seen.device).masked_fill_(
+            ~seen, float("-inf")
+        )
+        self.mask_B11S = None if even else hidden[:, None, None, :]
 
     def __call__(self, layer: int, q_BHK: Tensor, k_BGK: Tensor, v_BGK: Tensor) -> Tensor:
         batch, used = len(self.rows_B), self.used

@@ -37,12 +37,12 @@ def sample(
     logits_BV: Tensor, sampling: list[Sampling], generators: list[torch.Generator]
 ) -> tuple[list[int], list[float]]:
     """One token per row and its log-probability in the distribution it was drawn from (greedy: the raw distribution)."""
-    logits_BV = logits_BV.float()
-    best_B, token_B = logits_BV.max(-1)  # on a CPU twice as fast as argmax
-    tokens, logprobs = token_B.tolist(), (best_B - logits_BV.logsumexp(-1)).tolist()
+    # One fused pass, then `max`, which on a CPU is three times as fast as argmax.
+    logprob_B, token_B = torch.log_softmax(logits_BV, -1, dtype=torch.float32).max(-1)
+    tokens, logprobs = token_B.tolist(), logprob_B.tolist()
     for row, how in enumerate(sampling):
         if how.temperature > 0:
-            tokens[row], logprobs[row] = _draw(logits_BV[row], how, generators[row])
+            tokens[row], logprobs[row] = _draw(logits_BV[row].float(), how, generators[row])
     return tokens, logprobs
 
 

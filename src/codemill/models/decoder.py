@@ -73,6 +73,13 @@ class Linear(nn.Linear):
         out: Tensor = torch.ops.mkldnn._linear_pointwise(x, self.packed, self.bias, "none", [], "")
         return out
 
+    def add_to(self, x: Tensor, inputs: Tensor) -> Tensor:
+        """x + self(inputs); packed, the sum is part of the product."""
+        if self.packed is None or self.bias is not None:
+            return x + self(inputs)
+        out: Tensor = torch.ops.mkldnn._linear_pointwise.binary(inputs, x, self.packed, None, "add")
+        return out
+
     def pack(self) -> None:
         if self.packed is None:
             self.packed = torch.ops.mkldnn._reorder_linear_weight(self.weight.detach(), 32)
@@ -95,8 +102,8 @@ class Block(nn.Module):
         qkv = self.qkv(rms_norm(x_TD, self.attention_norm, c.norm_eps)).unflatten(-1, (-1, c.head_dim))
         q_k = rope(qkv[:, : c.heads + c.kv_heads], *tables)  # queries and keys turn in one call
         mixed = attend(self.index, q_k[:, : c.heads], q_k[:, c.heads :], qkv[:, c.heads + c.kv_heads :])
-        x_TD = x_TD + self.out(mixed.flatten(1))
-        return x_TD + self.down(swiglu(self.gate_up(rms_norm(x_TD, self.mlp_norm, c.norm_eps))))
+        x_TD = self.out.add_to(x_TD, mixed.flatten(1))
+        return self.down.add_to(x_TD, swiglu(self.gate_up(rms_norm(x_TD, self.mlp_norm, c.norm_eps))))
 
 
 class Decoder(nn.Module):

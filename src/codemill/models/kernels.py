@@ -88,7 +88,7 @@ def _rotate(x_THK: Tensor, cos_T1K: Tensor, sin_T1K: Tensor) -> Tensor:
 def rms_norm(x_TD: Tensor, weight_D: Tensor, eps: float) -> Tensor:
     """Root-mean-square norm (arXiv 1910.07467): x / sqrt(mean(x^2) + eps) * weight."""
     if not torch.is_grad_enabled():
-        return _normalise(x_TD, weight_D, eps)[0]
+        return F.rms_norm(x_TD, weight_D.shape, weight_D, eps)
     result: Tensor = _RMSNorm.apply(x_TD, weight_D, eps)
     return result
 

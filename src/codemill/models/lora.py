@@ -30,6 +30,11 @@ class LoRALinear(nn.Module):
         out: Tensor = self.base(x) + F.linear(down, (self.b * self.scale).to(x.dtype))
         return out
 
+    def add_to(self, x: Tensor, inputs: Tensor) -> Tensor:
+        """x + self(inputs)."""
+        out: Tensor = x + self(inputs)
+        return out
+
     @torch.no_grad()
     def merged(self) -> Linear:
         """The base map with the correction added in fp32 and rounded once."""
