@@ -10,23 +10,8 @@ from duel import Worker, duel, read_bandwidth, row, serve, timed, write
 
 MODELS = ("smollm2-135m", "qwen2.5-coder-0.5b")
 NEW_TOKENS = 64
-# About 130 tokens, the size of a function with what stands before it.
-PROMPT = '''"""Helpers for sorted sequences, part {number}."""
-
-from collections.abc import Iterable, Sequence
-
-
-def is_sorted(values: Sequence[int]) -> bool:
-    """Whether no value is smaller than the one before it."""
-    return all(a <= b for a, b in zip(values, values[1:]))
-
-
-def merge_sorted(first: Iterable[int], second: Iterable[int]) -> list[int]:
-    """Merge two sorted sequences into one sorted list, in linear time.
-
-    >>> merge_sorted([1, 4, 9], [2, 3])
-    [1, 2, 3, 4, 9]
-    """
+PROMPT = '''def merge_sorted(first, second):
+    """Merge two sorted lists into one sorted list (variant {number})."""
 '''
 
 
@@ -73,7 +58,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--worker", choices=("codemill", "transformers"))
     parser.add_argument("--model", default="")
-    parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--runs", type=int, default=5)
     arguments = parser.parse_args()
     from codemill.models.pull import pull
 
@@ -92,7 +77,7 @@ def main() -> None:
             speeds = duel(ours, peer, {"batch": batch}, arguments.runs)
             # A step reads every weight once: the bound for a batch of one.
             limit = bandwidth / (2 * sizes.active_parameters) * batch if batch == 1 else None
-            work = f"{model}, greedy, prompts of about 130 tokens, {NEW_TOKENS} new ones, bf16, batch {batch}"
+            work = f"{model}, greedy, {NEW_TOKENS} new tokens, bf16, batch {batch}"
             rows.append(
                 row(f"generate-bf16-b{batch}/{model}", work, "tokens/s", *speeds, peer_name="transformers", limit=limit)
             )

@@ -21,22 +21,20 @@ class KVCache:
     def __init__(
         self, config: DecoderConfig, slots: int, positions: int, dtype: torch.dtype, device: torch.device
     ) -> None:
-        shape = (config.layers, slots, positions, config.kv_heads, config.head_dim)
-        self.keys_LBSGK = torch.zeros(shape, dtype=dtype, device=device)
-        self.values_LBSGK = torch.zeros(shape, dtype=dtype, device=device)
+        shape = (2, config.layers, slots, positions, config.kv_heads, config.head_dim)
+        self.store_2LBSGK = torch.zeros(shape, dtype=dtype, device=device)
+        self.slots, self.positions = slots, positions
+        # One pair of tensors a layer: decoding looks them up often enough for the look-up to count.
+        self.layers_2BSGK = [(keys, values) for keys, values in zip(*self.store_2LBSGK, strict=True)]
+        self.rows_2RGK = [(keys.flatten(0, 1), values.flatten(0, 1)) for keys, values in self.layers_2BSGK]
         self.lengths: list[int] = []  # tokens held by each slot in use
-
-    @property
-    def positions(self) -> int:
-        return self.keys_LBSGK.shape[2]
 
     def release(self, slot: int) -> int:
         """Free a slot; the last slot in use moves into it. Returns the slot that moved (`slot` itself if it was last)."""
         last = len(self.lengths) - 1
         if slot != last:
             length = self.lengths[last]
-            self.keys_LBSGK[:, slot, :length] = self.keys_LBSGK[:, last, :length]
-            self.values_LBSGK[:, slot, :length] = self.values_LBSGK[:, last, :length]
+            self.store_2LBSGK[:, :, slot, :length] = self.store_2LBSGK[:, :, last, :length]
             self.lengths[slot] = length
         self.lengths.pop()
         return last
@@ -50,10 +48,11 @@ class Prefill(PackedAttention):
         self.cache, self.slots, self.lengths = cache, slots, lengths
 
     def __call__(self, layer: int, q_THK: Tensor, k_TGK: Tensor, v_TGK: Tensor) -> Tensor:
+        keys_BSGK, values_BSGK = self.cache.layers_2BSGK[layer]
         start = 0
         for slot, length in zip(self.slots, self.lengths, strict=True):
-            self.cache.keys_LBSGK[layer, slot, :length] = k_TGK[start : start + length]
-            self.cache.values_LBSGK[layer, slot, :length] = v_TGK[start : start + length]
+            keys_BSGK[slot, :length] = k_TGK[start : start + length]
+            values_BSGK[slot, :length] = v_TGK[start : start + length]
             start += length
         return super().__call__(layer, q_THK, k_TGK, v_TGK)
 
@@ -66,27 +65,23 @@ class Decode:
 
     def __init__(self, cache: KVCache) -> None:
         self.cache = cache
-        lengths_B = torch.tensor(cache.lengths, device=cache.keys_LBSGK.device)
+        lengths_B = torch.tensor(cache.lengths, device=cache.store_2LBSGK.device)
         self.rows_B = torch.arange(len(cache.lengths), device=lengths_B.device) * cache.positions + lengths_B
         self.positions_B = lengths_B  # the new token's position is the number of tokens before it
         self.used = int(lengths_B.max()) + 1
         seen = torch.arange(self.used, device=lengths_B.device) <= lengths_B[:, None]
         even = min(cache.lengths) == max(cache.lengths)
         # Added to the scores: a mask of booleans would be turned into one of numbers again in every layer.
-        hidden = torch.zeros(seen.shape, dtype=cache.keys_LBSGK.dtype, device=seen.device).masked_fill_(
+        hidden = torch.zeros(seen.shape, dtype=cache.store_2LBSGK.dtype, device=seen.device).masked_fill_(
             ~seen, float("-inf")
         )
         self.mask_B11S = None if even else hidden[:, None, None, :]
 
     def __call__(self, layer: int, q_BHK: Tensor, k_BGK: Tensor, v_BGK: Tensor) -> Tensor:
+        for rows_RGK, new_BGK in zip(self.cache.rows_2RGK[layer], (k_BGK, v_BGK), strict=True):
+            rows_RGK.index_copy_(0, self.rows_B, new_BGK)
         batch, used = len(self.rows_B), self.used
-        seen = []
-        for store_BSGK, new_BGK in (
-            (self.cache.keys_LBSGK[layer], k_BGK),
-            (self.cache.values_LBSGK[layer], v_BGK),
-        ):
-            store_BSGK.flatten(0, 1).index_copy_(0, self.rows_B, new_BGK)
-            seen.append(store_BSGK[:batch, :used].transpose(1, 2))
+        keys_BGSK, values_BGSK = (x[:batch, :used].transpose(1, 2) for x in self.cache.layers_2BSGK[layer])
         q_BGRK = q_BHK.unflatten(1, (k_BGK.shape[1], -1))
-        out = F.scaled_dot_product_attention(q_BGRK, seen[0], seen[1], self.mask_B11S)
+        out = F.scaled_dot_product_attention(q_BGRK, keys_BGSK, values_BGSK, self.mask_B11S)
         return out.flatten(1, 2)

@@ -144,9 +144,8 @@ class Engine:
     def _admit(self, waiting: deque[_Sequence], running: list[_Sequence], cache: KVCache) -> list[_Sequence]:
         """Take requests that fit into the batch and into this step's budget of prompt tokens."""
         fresh: list[_Sequence] = []
-        slots = cache.keys_LBSGK.shape[1]
         tokens = 0
-        while waiting and len(running) + len(fresh) < slots:
+        while waiting and len(running) + len(fresh) < cache.slots:
             if fresh and tokens + len(waiting[0].prompt) > self.prefill_tokens:
                 break
             tokens += len(waiting[0].prompt)

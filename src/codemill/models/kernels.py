@@ -66,22 +66,22 @@ def _gated(gate_up_TF2: Tensor) -> Tensor:
 
 class _Rope(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x_THK: Tensor, cos_T1K: Tensor, sin_T1K: Tensor) -> Tensor:
-        ctx.save_for_backward(cos_T1K, sin_T1K)
-        return _rotate(x_THK, cos_T1K, sin_T1K)
+    def forward(ctx: Any, x_THK: Tensor, cos_T1K: Tensor, sin_T1h: Tensor) -> Tensor:
+        ctx.save_for_backward(cos_T1K, sin_T1h)
+        return _rotate(x_THK, cos_T1K, sin_T1h)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
-        cos_T1K, sin_T1K = ctx.saved_tensors
-        return _rotate(grads[0], cos_T1K, -sin_T1K), None, None  # a rotation's transpose turns the other way
+        cos_T1K, sin_T1h = ctx.saved_tensors
+        return _rotate(grads[0], cos_T1K, -sin_T1h), None, None  # a rotation's transpose turns the other way
 
 
-def _rotate(x_THK: Tensor, cos_T1K: Tensor, sin_T1K: Tensor) -> Tensor:
+def _rotate(x_THK: Tensor, cos_T1K: Tensor, sin_T1h: Tensor) -> Tensor:
     half = x_THK.shape[-1] // 2
     first, second = x_THK[..., :half], x_THK[..., half:]
     out = x_THK * cos_T1K
-    out[..., :half].addcmul_(second, sin_T1K[..., :half], value=-1)
-    out[..., half:].addcmul_(first, sin_T1K[..., half:])
+    out[..., :half].addcmul_(second, sin_T1h, value=-1)
+    out[..., half:].addcmul_(first, sin_T1h)
     return out
 
 
@@ -101,17 +101,17 @@ def swiglu(gate_up_TF2: Tensor) -> Tensor:
     return result
 
 
-def rope(x_THK: Tensor, cos_T1K: Tensor, sin_T1K: Tensor) -> Tensor:
+def rope(x_THK: Tensor, cos_T1K: Tensor, sin_T1h: Tensor) -> Tensor:
     """Rotary positions (arXiv 2104.09864), the half-split layout of Llama and Qwen2."""
     if not torch.is_grad_enabled():
-        return _rotate(x_THK, cos_T1K, sin_T1K)
-    result: Tensor = _Rope.apply(x_THK, cos_T1K, sin_T1K)
+        return _rotate(x_THK, cos_T1K, sin_T1h)
+    result: Tensor = _Rope.apply(x_THK, cos_T1K, sin_T1h)
     return result
 
 
 def rope_tables(positions_T: Tensor, head_dim: int, theta: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Cosines and sines (T, 1, K) for integer positions, computed in fp32."""
+    """Cosines (T, 1, K) and, since both halves of a head turn alike, half of the sines (T, 1, K/2); computed in fp32."""
     frequency = 1.0 / theta ** (torch.arange(0, head_dim, 2, device=positions_T.device, dtype=torch.float32) / head_dim)
     angle = positions_T.float()[:, None] * frequency
-    angle = torch.cat((angle, angle), -1)[:, None, :]
-    return angle.cos().to(dtype), angle.sin().to(dtype)
+    cos_T1h, sin_T1h = (x[:, None, :].to(dtype) for x in (angle.cos(), angle.sin()))
+    return torch.cat((cos_T1h, cos_T1h), -1), sin_T1h
