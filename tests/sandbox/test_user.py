@@ -20,8 +20,10 @@ CHOSEN = (
 
 
 def _can_run(user: int, interpreter: str) -> bool:
+    """Whether the user can start it, and the interpreter that an environment's copy of it stands for."""
+    check = "import os, sys; sys.exit(not os.access(sys._base_executable, os.X_OK))"
     try:
-        return subprocess.run([interpreter, "-c", ""], user=user, group=user, extra_groups=[]).returncode == 0
+        return subprocess.run([interpreter, "-c", check], user=user, group=user, extra_groups=[]).returncode == 0
     except OSError:
         return False
 
