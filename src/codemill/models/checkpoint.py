@@ -18,7 +18,7 @@ from codemill.core.errors import InputError, IntegrityError, nearest
 from codemill.core.paths import atomic_write_text
 from codemill.models.config import DecoderConfig, read_config
 from codemill.models.decoder import Decoder
-from codemill.models.memory import keep_freed_memory
+from codemill.models.memory import keep_freed_memory, release_freed_memory
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -79,6 +79,7 @@ def load_decoder(folder: Path, *, dtype: str = "auto", device: str = "auto") -> 
     place = pick_device(device)
     config = read_config(folder)
     if place.type == "cpu":
+        release_freed_memory()
         keep_freed_memory()
     with torch.device("meta"):
         decoder = Decoder(config)

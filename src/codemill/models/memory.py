@@ -1,8 +1,9 @@
-"""Making the C allocator keep what a model frees."""
+"""Making the C allocator keep what a model frees while it runs, and give it back when another is loaded."""
 
 from __future__ import annotations
 
 import ctypes
+import gc
 import sys
 
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
@@ -19,3 +20,12 @@ def keep_freed_memory() -> None:
         if mallopt is not None:
             mallopt(_M_MMAP_MAX, 0)
             mallopt(_M_TRIM_THRESHOLD, -1)  # never
+
+
+def release_freed_memory() -> None:
+    """Return what is free to the kernel: what one model has left behind must not count against the next."""
+    gc.collect()
+    if sys.platform == "linux":
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+        if trim is not None:
+            trim(0)
