@@ -24,7 +24,7 @@ class KVCache:
         shape = (2, config.layers, slots, positions, config.kv_heads, config.head_dim)
         self.store_2LBSGK = torch.zeros(shape, dtype=dtype, device=device)
         self.slots, self.positions = slots, positions
-        # One pair of tensors a layer: decoding looks them up often enough for the look-up to count.
+        # Views of the store by layer: with positions, and with slots and positions as one row index.
         self.layers_2BSGK = [(keys, values) for keys, values in zip(*self.store_2LBSGK, strict=True)]
         self.rows_2RGK = [(keys.flatten(0, 1), values.flatten(0, 1)) for keys, values in self.layers_2BSGK]
         self.lengths: list[int] = []  # tokens held by each slot in use

@@ -39,7 +39,7 @@ class DecoderConfig:
     def parameters(self) -> int:
         """Stored parameters."""
         per_layer = (
-            self.hidden_size * self.qkv_size * (1)
+            self.hidden_size * self.qkv_size
             + self.heads * self.head_dim * self.hidden_size
             + 3 * self.hidden_size * self.mlp_size
             + 2 * self.hidden_size

@@ -144,18 +144,6 @@ class Decoder(nn.Module):
         """Logits (T, V) of packed documents. For short inputs; training never holds all logits at once."""
         return self.logits(self(ids_T, packed_positions(lengths, ids_T.device), PackedAttention(lengths)))
 
-    def initialise(self, seed: int, std: float = 0.02) -> None:
-        """Random weights: normal with deviation `std`, biases 0, norms 1."""
-        generator = torch.Generator().manual_seed(seed)
-        for name, parameter in self.named_parameters():
-            with torch.no_grad():
-                if name.endswith("norm"):
-                    parameter.fill_(1.0)
-                elif name.endswith("bias"):
-                    parameter.zero_()
-                else:
-                    parameter.copy_(torch.randn(parameter.shape, generator=generator) * std)
-
     def pack(self) -> Decoder:
         """Make the model inference-only, with every matrix in the CPU kernel's own layout. No-op unless bf16 on CPU."""
         self.requires_grad_(False)
