@@ -93,12 +93,12 @@ def test_labels_do_not_cross_documents() -> None:
 
 def test_learning_rates() -> None:
     c = config(steps=10, warmup=0.2, lr=1.0, final_lr=0.1, schedule="cosine")
-    rates = [c.learning_rate(step) for step in range(10)]
+    rates = [c.learning_rate(step, c.steps) for step in range(10)]
     assert rates[:3] == [0.5, 1.0, 1.0]
     assert math.isclose(rates[-1], 0.1)
     assert rates[2:] == sorted(rates[2:], reverse=True)
-    assert config(steps=10, warmup=0, lr=1.0, schedule="constant").learning_rate(9) == 1.0
-    assert math.isclose(config(steps=11, warmup=0, lr=1.0, final_lr=0, schedule="linear").learning_rate(5), 0.5)
+    assert config(steps=10, warmup=0, lr=1.0, schedule="constant").learning_rate(9, 10) == 1.0
+    assert math.isclose(config(steps=11, warmup=0, lr=1.0, final_lr=0, schedule="linear").learning_rate(5, 11), 0.5)
 
 
 def test_master_weights_keep_small_updates() -> None:
@@ -141,6 +141,18 @@ def test_training_learns_and_writes_a_checkpoint(tmp_path: Path, method: str) ->
     AutoModelForCausalLM.from_pretrained(tmp_path / "out")
     manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
     assert manifest["inputs"]["model"]
+
+
+def test_a_small_text_is_not_read_again_and_again(tmp_path: Path) -> None:
+    folder = tiny_checkpoint(tmp_path / "model")
+    c = config(steps=100, epochs=2)
+    train(folder, DOCUMENTS, c, tmp_path / "stopped", until=1)
+    facts = train(folder, DOCUMENTS, c, tmp_path / "stopped")
+    assert facts["epochs"] == 1  # the second pass
+    assert 2 <= facts["steps"] < 100
+    rates = [json.loads(line)["lr"] for line in (tmp_path / "stopped" / "metrics.jsonl").read_text().splitlines()]
+    assert rates[-1] == pytest.approx(0.1 * max(rates))  # the schedule ends with the run
+    assert train(folder, DOCUMENTS, config(steps=3, epochs=50), tmp_path / "bounded")["steps"] == 3
 
 
 @pytest.mark.parametrize("method", ["lora", "full"])

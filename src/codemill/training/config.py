@@ -42,7 +42,8 @@ class TrainConfig(BaseModel):
     max_tokens: int = Field(512, ge=16, description="Longest example; documents are cut at line ends.")
     batch_tokens: int = Field(4096, ge=16, description="Tokens of one optimiser step, at most.")
     micro_tokens: int = Field(2048, ge=16, description="Tokens of one forward pass, at most.")
-    steps: int = Field(100, ge=1, description="Optimiser steps.")
+    steps: int = Field(100, ge=1, description="Optimiser steps, at most.")
+    epochs: float | None = Field(None, gt=0, description="Passes over the text, at most; none is no bound.")
     lr: float = Field(2e-4, gt=0, description="Highest learning rate.")
     schedule: Literal["cosine", "linear", "constant"] = Field("cosine", description="Shape of the decay after warm-up.")
     warmup: float = Field(0.05, ge=0, le=1, description="Share of the steps in which the rate rises from 0.")
@@ -54,13 +55,13 @@ class TrainConfig(BaseModel):
     seed: int = Field(0, description="Source of every random choice.")
     checkpoint_every: int = Field(50, ge=1, description="Steps between checkpoints.")
 
-    def learning_rate(self, step: int) -> float:
-        """The rate of a step (from 0)."""
-        warm = round(self.warmup * self.steps)
+    def learning_rate(self, step: int, steps: int) -> float:
+        """The rate of a step (from 0) of a run of so many."""
+        warm = round(self.warmup * steps)
         if step < warm:
             return self.lr * (step + 1) / warm
         if self.schedule == "constant":
             return self.lr
-        progress = (step - warm) / max(1, self.steps - 1 - warm)
+        progress = (step - warm) / max(1, steps - 1 - warm)
         fall = progress if self.schedule == "linear" else (1 - math.cos(math.pi * min(1.0, progress))) / 2
         return self.lr * (1 - (1 - self.final_lr) * min(1.0, fall))

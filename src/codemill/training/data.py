@@ -69,6 +69,12 @@ class BatchStream:
         self._batches = [[rows[i] for i in bins[b]] for b in rng.permutation(len(bins))]
         self._epoch = epoch
 
+    def epoch_batches(self) -> int:
+        """Batches of the first pass; later ones differ a little, as their infilling does."""
+        if self._epoch is None:
+            self._load(0)
+        return len(self._batches)
+
     def __iter__(self) -> Iterator[Batch]:
         while True:
             if self._epoch != self.position.epoch:

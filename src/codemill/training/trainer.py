@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import time
 from collections.abc import Iterable
@@ -49,8 +50,8 @@ def train(
     loss, tokens, speed, steps skipped.
     """
     run = Run(model, list(documents), config, out)
-    run.loop(config.steps if until is None else min(until, config.steps))
-    return run.finish(inputs or {}) if run.step >= config.steps else run.facts()
+    run.loop(run.steps if until is None else min(until, run.steps))
+    return run.finish(inputs or {}) if run.step >= run.steps else run.facts()
 
 
 class Run:
@@ -71,34 +72,37 @@ class Run:
         self.named = _trained_parameters(self.decoder, config)
         self.optimizer = MasterAdamW(self.named, weight_decay=config.weight_decay)
         self.stream = BatchStream(documents, Tokenizer.load(model), config)
+        self.per_step = max(1, config.batch_tokens // config.micro_tokens)
+        self.steps = config.steps
+        if config.epochs is not None:
+            self.steps = min(self.steps, math.ceil(config.epochs * self.stream.epoch_batches() / self.per_step))
         self.step = 0
         self._resume()
 
     def loop(self, until: int) -> None:
         """Train up to step `until`; saves a checkpoint on the way, at the end, and when interrupted."""
         batches = iter(self.stream)
-        per_step = max(1, self.config.batch_tokens // self.config.micro_tokens)
         with (
-            Progress("train", total=self.config.steps, unit="steps") as progress,
+            Progress("train", total=self.steps, unit="steps") as progress,
             RecordLog(self.out / METRICS) as metrics,
             deferred_interrupt() as interrupt,
         ):
             progress.advance(self.step)
             while self.step < until:
-                row = self._one_step(list(islice(batches, per_step)))
+                row = self._one_step(list(islice(batches, self.per_step)))
                 metrics.append(row)
                 self.step += 1
                 progress.advance(1, f"loss {row['loss'] or float('nan'):.3f}  {row['tokens_per_second']:.0f} tokens/s")
-                if interrupt.asked or (self.step % self.config.checkpoint_every == 0 and self.step < self.config.steps):
+                if interrupt.asked or (self.step % self.config.checkpoint_every == 0 and self.step < self.steps):
                     self._save()
                 if interrupt.asked:
                     raise KeyboardInterrupt
-        if self.step < self.config.steps:
+        if self.step < self.steps:
             self._save()
 
     def _one_step(self, batches: list[Batch]) -> dict[str, Any]:
         started = time.perf_counter()
-        lr = self.config.learning_rate(self.step)
+        lr = self.config.learning_rate(self.step, self.steps)
         trained = sum(batch.trained for batch in batches)
         loss = sum(self._backward(batch, 1 / max(1, trained)) for batch in batches)
         norm, made = self.optimizer.step(lr, self.config.clip)
