@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from codemill.models.config import DecoderConfig
-from codemill.models.decoder import PackedAttention
+from codemill.models.decoder import PackedAttention, turned
+from codemill.models.native import handles_heads, kernels_for
 
 
 class KVCache:
@@ -47,14 +48,15 @@ class Prefill(PackedAttention):
         super().__init__(lengths)
         self.cache, self.slots, self.lengths = cache, slots, lengths
 
-    def __call__(self, layer: int, q_THK: Tensor, k_TGK: Tensor, v_TGK: Tensor) -> Tensor:
+    def __call__(self, layer: int, qkv_TXK: Tensor, tables: tuple[Tensor, Tensor], heads: int) -> Tensor:
+        q_THK, k_TGK, v_TGK = turned(qkv_TXK, tables, heads)
         keys_BSGK, values_BSGK = self.cache.layers_2BSGK[layer]
         start = 0
         for slot, length in zip(self.slots, self.lengths, strict=True):
             keys_BSGK[slot, :length] = k_TGK[start : start + length]
             values_BSGK[slot, :length] = v_TGK[start : start + length]
             start += length
-        return super().__call__(layer, q_THK, k_TGK, v_TGK)
+        return self.mix(q_THK, k_TGK, v_TGK)
 
 
 class Decode:
@@ -77,7 +79,15 @@ class Decode:
         )
         self.mask_B11S = None if even else hidden[:, None, None, :]
 
-    def __call__(self, layer: int, q_BHK: Tensor, k_BGK: Tensor, v_BGK: Tensor) -> Tensor:
+    def __call__(self, layer: int, qkv_BXK: Tensor, tables: tuple[Tensor, Tensor], heads: int) -> Tensor:
+        groups = (qkv_BXK.shape[1] - heads) // 2
+        native = kernels_for(qkv_BXK)
+        if native is not None and handles_heads(heads, groups, qkv_BXK.shape[2]):
+            keys, values = self.cache.layers_2BSGK[layer]
+            return native.decode_attention(qkv_BXK, tables, keys, values, self.positions_B, heads)
+        return self._mix(layer, *turned(qkv_BXK, tables, heads))
+
+    def _mix(self, layer: int, q_BHK: Tensor, k_BGK: Tensor, v_BGK: Tensor) -> Tensor:
         for rows_RGK, new_BGK in zip(self.cache.rows_2RGK[layer], (k_BGK, v_BGK), strict=True):
             rows_RGK.index_copy_(0, self.rows_B, new_BGK)
         batch, used = len(self.rows_B), self.used

@@ -21,9 +21,17 @@ from codemill.models.kernels import rms_norm, rope, rope_tables, swiglu
 
 
 class Attend(Protocol):
-    """Attention of one layer: queries (T, H, K), keys and values (T, G, K) -> (T, H, K)."""
+    """Attention of one layer: its projection (T, X, K), X being H queries, G keys and G values, not yet turned by the
+    position tables -> (T, H, K)."""
 
-    def __call__(self, layer: int, q_THK: Tensor, k_TGK: Tensor, v_TGK: Tensor) -> Tensor: ...
+    def __call__(self, layer: int, qkv_TXK: Tensor, tables: tuple[Tensor, Tensor], heads: int) -> Tensor: ...
+
+
+def turned(qkv_TXK: Tensor, tables: tuple[Tensor, Tensor], heads: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Queries (T, H, K) and keys (T, G, K) turned to their positions, and values (T, G, K)."""
+    turning = (qkv_TXK.shape[1] + heads) // 2
+    q_k = rope(qkv_TXK[:, :turning], *tables)  # queries and keys turn in one call
+    return q_k[:, :heads], q_k[:, heads:], qkv_TXK[:, turning:]
 
 
 class PackedAttention:
@@ -43,7 +51,11 @@ class PackedAttention:
                 self.runs.append((start, 1, length))
             start += length
 
-    def __call__(self, layer: int, q_THK: Tensor, k_TGK: Tensor, v_TGK: Tensor) -> Tensor:
+    def __call__(self, layer: int, qkv_TXK: Tensor, tables: tuple[Tensor, Tensor], heads: int) -> Tensor:
+        return self.mix(*turned(qkv_TXK, tables, heads))
+
+    def mix(self, q_THK: Tensor, k_TGK: Tensor, v_TGK: Tensor) -> Tensor:
+        """Attention over queries (T, H, K), keys and values (T, G, K) -> (T, H, K)."""
         outputs = []
         grouped = q_THK.shape[1] != k_TGK.shape[1]
         for start, count, length in self.runs:
@@ -100,8 +112,7 @@ class Block(nn.Module):
     def forward(self, x_TD: Tensor, tables: tuple[Tensor, Tensor], attend: Attend) -> Tensor:
         c = self.config
         qkv = self.qkv(rms_norm(x_TD, self.attention_norm, c.norm_eps)).unflatten(-1, (-1, c.head_dim))
-        q_k = rope(qkv[:, : c.heads + c.kv_heads], *tables)  # queries and keys turn in one call
-        mixed = attend(self.index, q_k[:, : c.heads], q_k[:, c.heads :], qkv[:, c.heads + c.kv_heads :])
+        mixed = attend(self.index, qkv, tables, c.heads)
         x_TD = self.out.add_to(x_TD, mixed.flatten(1))
         return self.down.add_to(x_TD, swiglu(self.gate_up(rms_norm(x_TD, self.mlp_norm, c.norm_eps))))
 
