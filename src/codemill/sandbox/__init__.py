@@ -8,5 +8,6 @@ from codemill.sandbox.job import Job, Outcome
 from codemill.sandbox.plan import Layers, python_argv
 from codemill.sandbox.policy import Axis, Policy
 from codemill.sandbox.sandbox import Sandbox
+from codemill.sandbox.warm import Call, Warm
 
-__all__ = ["Axis", "Job", "Layers", "Outcome", "Policy", "Sandbox", "python_argv"]
+__all__ = ["Axis", "Call", "Job", "Layers", "Outcome", "Policy", "Sandbox", "Warm", "python_argv"]

@@ -28,8 +28,9 @@ class Job:
     `readable`: further files or trees that the job may read and execute, never write, under their own names.
     `env`: variables added to the fixed environment; nothing is inherited.
     `stdin`: what the program finds on standard input.
+    `self_exe`: where /proc/self/exe points in a jail that has no /proc; some programs do not start if it is not there.
     `policy`: limits of this job, instead of the sandbox's own.
-    `result`: give the program descriptor 3 to write up to 4 MiB of results to.
+    `result`: give the program descriptor 3 to write results to, up to `result_bytes`.
     """
 
     argv: tuple[str, ...]
@@ -38,8 +39,10 @@ class Job:
     readable: tuple[Path, ...] = ()
     env: Mapping[str, str] = field(default_factory=dict)
     stdin: bytes = b""
+    self_exe: Path | None = None
     policy: Policy | None = None
     result: bool = False
+    result_bytes: int = RESULT_BYTES
 
     def __post_init__(self) -> None:
         if not self.argv or any("\0" in argument for argument in self.argv):
@@ -65,7 +68,7 @@ class Outcome:
                    sees "no space left" instead, and ends as it likes)
         processes  killed: more processes and threads than allowed (where the kernel enforces the count a fork fails
                    inside the program instead)
-        output     killed: more than 4 MiB came through the result channel
+        output     killed: more than the job's `result_bytes` came through the result channel
     `stdout` and `stderr` keep the first and the last bytes, `output_bytes` together; `*_dropped` counts the bytes lost
     in between. `seconds` is wall time from the start of the program; `cpu_seconds` is the tree's; `peak_bytes` is the
     largest resident memory seen. `isolation` maps each axis to what enforced it, "nothing" when nothing did.

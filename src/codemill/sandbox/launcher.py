@@ -50,7 +50,7 @@ _LANDLOCK_CREATE, _LANDLOCK_ADD_RULE, _LANDLOCK_RESTRICT = 444, 445, 446
 
 _INSIDE_ID = 1000
 _FIRST_OWN_USER = 1_900_000_000  # with the launcher's process id added: a user that no other job has
-_WORK = "/codemill"  # the program's working folder, inside its private one
+WORK = "/codemill"  # the program's working folder, inside its private one
 _UNTIL_FILLED = "size=1024t,nr_inodes=1t,mode=700"  # limits can be changed later, "no limit" cannot
 _INODE_BYTES = 4096  # a private folder gets one inode for so many bytes
 
@@ -81,7 +81,7 @@ def _prctl(option: int, *arguments: int) -> int:
     return result
 
 
-def _tell(plan: Plan, line: str) -> None:
+def tell(plan: Plan, line: str) -> None:
     try:
         os.write(plan["status"], line.replace("\n", " ").encode("utf-8", "replace") + b"\n")
     except BrokenPipeError:
@@ -96,9 +96,9 @@ def main(plan: Plan) -> NoReturn:
         else:
             _init(plan)
     except Failed as error:
-        _tell(plan, f"error {error.step} {error}")
+        tell(plan, f"error {error.step} {error}")
     except OSError as error:
-        _tell(plan, f"error start {error}")
+        tell(plan, f"error start {error}")
     os._exit(0)
 
 
@@ -195,7 +195,7 @@ def _watch_first_process(plan: Plan) -> NoReturn:
             os.close(alive)
         _init(plan)
         os._exit(0)
-    _tell(plan, f"init {child}")
+    tell(plan, f"init {child}")
     _close_standard_descriptors(plan)
     os.close(plan["status"])
     if "stopped" in plan:
@@ -212,8 +212,9 @@ def _close_standard_descriptors(plan: Plan) -> None:
     for descriptor in (0, 1, 2):
         os.dup2(null, descriptor)
     os.close(null)
-    if plan["result"] is not None:
-        os.close(plan["result"])
+    for name in ("result", "control"):
+        if plan.get(name) is not None:
+            os.close(plan[name])
 
 
 # The first process -----------------------------------------------------------------------------------------------
@@ -223,25 +224,30 @@ def _init(plan: Plan) -> None:
     try:
         if plan["namespaces"]:
             _offer_to_memory_killer()
+        serve = plan.get("serve")
+        if serve and plan["namespaces"]:  # there is no /proc in the private root
+            plan["own_pids"] = os.open("/proc/self/ns/pid", os.O_RDONLY | os.O_CLOEXEC)
         folder = _build_root(plan) if plan["mounts"] else plan["box"]
         if not plan["mounts"]:
-            os.mkdir(folder + _WORK, 0o700)
-            _stage(plan, folder + _WORK)
+            os.mkdir(folder + WORK, 0o700)
+            _stage(plan, folder + WORK)
         if plan["owner"] is not None:
-            _give(folder, plan["owner"])
+            give(folder, plan["owner"])
+        if serve:
+            serve(plan, folder)
         program = plan["program"] = os.fork()
         if program == 0:
             _become_program(plan, folder)
         _close_standard_descriptors(plan)
         if "stopped" in plan:
-            _kill_descendants(plan)
+            kill_descendants(plan)
         _signal.signal(_signal.SIGINT, _signal.SIG_DFL)  # in the namespace's first process: ignored
         _reap(plan, program)
     except Failed as error:
-        _tell(plan, f"error {error.step} {error}")
+        tell(plan, f"error {error.step} {error}")
     finally:
         if not plan["namespaces"]:
-            _kill_descendants(plan)
+            kill_descendants(plan)
             remove_tree(plan["box"])
 
 
@@ -256,7 +262,7 @@ def _reap(plan: Plan, program: int) -> None:
         except ChildProcessError:  # the kill ordered by the supervisor has collected it
             child, status = program, _signal.SIGKILL
         if child == program and not os.WIFSTOPPED(status):
-            _tell(plan, f"ended {status} {seconds} {peak}")
+            tell(plan, f"ended {status} {seconds} {peak}")
             return
 
 
@@ -284,12 +290,12 @@ def _stop(plan: Plan) -> None:
     """The supervisor's order, or its death, where cleaning up is left to the launcher."""
     plan["stopped"] = True  # seen after the fork, should the order come before it
     if not plan["namespaces"]:
-        _kill_descendants(plan)
+        kill_descendants(plan)
     elif plan.get("init"):
         _send(plan["init"], _signal.SIGKILL)
 
 
-def _kill_descendants(plan: Plan) -> None:
+def kill_descendants(plan: Plan) -> None:
     """Kill the tree by its session's group and by its user, which the kernel does in one stroke, then what is left.
 
     That may fork faster than it is looked at, so it is frozen first, until nothing new shows up.
@@ -351,7 +357,7 @@ def _stage(plan: Plan, work: str) -> list[int]:
         os.close(target)
     except OSError as error:
         raise Failed("files", str(error)) from None
-    _tell(plan, f"staged {total[0]} {total[1]}")
+    tell(plan, f"staged {total[0]} {total[1]}")
     return total
 
 
@@ -401,7 +407,7 @@ def _write_all(descriptor: int, data: bytes) -> int:
     return len(data)
 
 
-def _give(path: str, owner: int) -> None:
+def give(path: str, owner: int) -> None:
     """Make the program's user the owner of its folder. Trees that are mounted there are not touched."""
     try:
         os.chown(path, owner, owner, follow_symlinks=False)
@@ -412,7 +418,16 @@ def _give(path: str, owner: int) -> None:
     if stat.S_ISDIR(os.lstat(path).st_mode):
         with os.scandir(path) as entries:
             for entry in entries:
-                _give(entry.path, owner)
+                give(entry.path, owner)
+
+
+def empty_tree(path: str) -> None:
+    """Remove what is in a folder, and what was put onto the folder itself."""
+    os.chmod(path, 0o700)
+    for name in os.listxattr(path):
+        os.removexattr(path, name)
+    for name in os.listdir(path):
+        remove_tree(path + "/" + name)
 
 
 def remove_tree(path: str) -> None:
@@ -445,16 +460,12 @@ def _build_root(plan: Plan) -> str:
         box = base + "/tmp"
         os.mkdir(box)
         _mount("tmpfs", box, "tmpfs", _MS_NOSUID | _MS_NODEV, _UNTIL_FILLED)
-        os.mkdir(box + _WORK, 0o700)
-        size, entries = _stage(plan, box + _WORK)
+        os.mkdir(box + WORK, 0o700)
+        size, entries = _stage(plan, box + WORK)
         for path, tree in trees:
             _attach(tree, base + path)
         _add_links(plan, base)
-        # Staged files occupy whole pages.
-        limit = plan["disk_bytes"] + size + _INODE_BYTES * (entries + 8)
-        inodes = plan["disk_bytes"] // _INODE_BYTES + entries + 1024
-        options = f"size={limit},nr_inodes={inodes}"
-        _mount(None, box, None, _MS_REMOUNT | _MS_NOSUID | _MS_NODEV, options)
+        _mount(None, box, None, _MS_REMOUNT | _MS_NOSUID | _MS_NODEV, _size_options(plan["disk_bytes"], size, entries))
         os.chdir(base)
     except OSError as error:
         raise Failed("mounts", str(error)) from None
@@ -464,6 +475,26 @@ def _build_root(plan: Plan) -> str:
     os.umask(0o077)
     _set_attributes(_AT_FDCWD, b"/", 0)
     return "/tmp"
+
+
+def _size_options(disk_bytes: int, staged: int = 0, entries: int = 0) -> str:
+    """Staged files occupy whole pages."""
+    limit = disk_bytes + staged + _INODE_BYTES * (entries + 8)
+    return f"size={limit},nr_inodes={disk_bytes // _INODE_BYTES + entries + 1024}"
+
+
+def mount_private(folder: str, disk_bytes: int) -> None:
+    """A new, empty file system in place of the one that was the private folder."""
+    _check("mounts", _libc.umount2(os.fsencode(folder), _MNT_DETACH))
+    _mount("tmpfs", folder, "tmpfs", _MS_NOSUID | _MS_NODEV, _size_options(disk_bytes) + ",mode=700")
+
+
+def unshare(step: str, flags: int) -> None:
+    _check(step, _libc.unshare(flags))
+
+
+def enter_namespace(descriptor: int, flags: int) -> None:
+    _check("namespaces", _libc.setns(descriptor, flags))
 
 
 def _mount(source: str | None, target: str, kind: str | None, flags: int, options: str | None) -> None:
@@ -520,7 +551,7 @@ def _become_program(plan: Plan, folder: str) -> NoReturn:
     """Never returns. The status descriptor closes itself when the program starts."""
     try:
         os.setsid()
-        os.chdir(folder + _WORK)
+        os.chdir(folder + WORK)
         _arrange_descriptors(plan)
         for number in (_signal.SIGPIPE, _signal.SIGXFSZ, _signal.SIGTERM, _signal.SIGINT):
             _signal.signal(number, _signal.SIG_DFL)
@@ -530,24 +561,24 @@ def _become_program(plan: Plan, folder: str) -> NoReturn:
         _drop_privileges(plan["owner"])
         if not plan["namespaces"]:
             _check("processes", _prctl(_PR_SET_PDEATHSIG, _signal.SIGKILL))  # cleared by a change of user
-        _set_limits(plan)
+        set_limits(plan["limits"], counted_alone=plan["namespaces"])
         if plan["landlock"] is not None:
-            _lock_files(plan["landlock"], folder)
+            landlock_restrict(landlock_rules(plan["landlock"], folder))
         if plan["seccomp"] is not None:
-            _filter_calls(plan["seccomp"], plan["own_pid"])
-        _tell(plan, "exec")
+            filter_calls(plan["seccomp"], plan["own_pid"])
+        tell(plan, "exec")
         environment = {key: value.replace("{box}", folder) for key, value in plan["fixed_env"].items()}
         _execute(plan["argv"], {**environment, **plan["env"]})
     except Failed as error:
-        _tell(plan, f"error {error.step} {error}")
+        tell(plan, f"error {error.step} {error}")
     except OSError as error:
-        _tell(plan, f"error exec {error.strerror}")
+        tell(plan, f"error exec {error.strerror}")
     except BaseException as error:
-        _tell(plan, f"error start {type(error).__name__}: {error}")
+        tell(plan, f"error start {type(error).__name__}: {error}")
     os._exit(125)
 
 
-def _become_user(user: int) -> None:
+def become_user(user: int) -> None:
     try:
         os.setresgid(user, user, user)
         os.setresuid(user, user, user)
@@ -564,8 +595,15 @@ def _arrange_descriptors(plan: Plan) -> None:
     else:
         os.closerange(3, 4)
     plan["status"] = os.dup2(status, 4, False)
-    if _libc.syscall(ctypes.c_long(_CLOSE_RANGE), ctypes.c_uint(5), ctypes.c_uint(0xFFFFFFFF), ctypes.c_uint(0)) < 0:
-        os.closerange(5, 1024)  # the launcher was started with the few descriptors that the plan names
+    close_from(5)
+
+
+def close_from(first: int) -> None:
+    if (
+        _libc.syscall(ctypes.c_long(_CLOSE_RANGE), ctypes.c_uint(first), ctypes.c_uint(0xFFFFFFFF), ctypes.c_uint(0))
+        < 0
+    ):
+        os.closerange(first, 1024)  # the launcher was started with the few descriptors that the plan names
 
 
 def _execute(argv: list[str], environment: dict[str, str]) -> None:
@@ -590,10 +628,10 @@ def _offer_to_memory_killer() -> None:
         pass  # a courtesy to the machine, not isolation
 
 
-def _set_limits(plan: Plan) -> None:
-    for name, soft, hard in plan["limits"]:
+def set_limits(limits: Any, *, counted_alone: bool) -> None:
+    for name, soft, hard in limits:
         number = getattr(resource, name)
-        if name == "RLIMIT_NPROC" and not plan["namespaces"]:
+        if name == "RLIMIT_NPROC" and not counted_alone:
             # The kernel counts everything this user runs on the machine.
             running = _tasks_of_user(os.getuid())
             soft, hard = soft + running, hard + running
@@ -619,23 +657,40 @@ def _tasks_of_user(user: int) -> int:
 
 def _drop_privileges(user: int | None) -> None:
     """No capability in any set. Steps that need a capability fail where there was none; the last two always work."""
+    drop_bounding_set()
+    if user is not None:
+        become_user(user)
+    drop_capabilities()
+    forbid_new_privileges()
+
+
+def drop_bounding_set() -> None:
+    """Nothing that is executed from here on can have a capability; those held stay."""
     capability = 0
     while capability < 64 and (_prctl(_PR_CAPBSET_DROP, capability) == 0 or ctypes.get_errno() != errno.EINVAL):
         capability += 1
     _prctl(_PR_SET_SECUREBITS, _SECURE_NO_ROOT)
-    if user is not None:
-        _become_user(user)
+
+
+def drop_capabilities() -> None:
     _prctl(_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL)
     header, none = struct.pack("=Ii", _CAPABILITY_VERSION, 0), bytes(24)
     _check("privileges", _libc.capset(header, none))
+
+
+def forbid_new_privileges() -> None:
     _check("privileges", _prctl(_PR_SET_NO_NEW_PRIVS, 1))
 
 
-def _lock_files(landlock: dict[str, Any], folder: str) -> None:
+def landlock_rules(landlock: dict[str, Any], private: str | None) -> int:
+    """A rule set as a descriptor: the readable places, and the private folder if there is one."""
     attributes = struct.pack("=QQQ", *landlock["handled"])[: landlock["size"]]
     length = ctypes.c_size_t(len(attributes))
     ruleset = _syscall("landlock", _LANDLOCK_CREATE, attributes, length, ctypes.c_uint(0))
-    for path, access in [*landlock["rules"], (folder, landlock["private"])]:
+    places = list(landlock["rules"])
+    if private is not None:
+        places.append((private, landlock["private"]))
+    for path, access in places:
         try:
             place = os.open(path, os.O_PATH | os.O_CLOEXEC)
         except FileNotFoundError:
@@ -647,11 +702,15 @@ def _lock_files(landlock: dict[str, Any], folder: str) -> None:
         rule = struct.pack("=Qi", access, place)
         _syscall("landlock", _LANDLOCK_ADD_RULE, ruleset, ctypes.c_int(1), rule, ctypes.c_uint(0))
         os.close(place)
+    return ruleset
+
+
+def landlock_restrict(ruleset: int) -> None:
     _syscall("landlock", _LANDLOCK_RESTRICT, ruleset, ctypes.c_uint(0))
     os.close(ruleset)
 
 
-def _filter_calls(program: bytes, own_pid: bytes) -> None:
+def filter_calls(program: bytes, own_pid: bytes) -> None:
     code = program.replace(own_pid, struct.pack("<I", os.getpid()))
     buffer = ctypes.create_string_buffer(code, len(code))
     header = ctypes.create_string_buffer(struct.pack("@HP", len(code) // 8, ctypes.addressof(buffer)))

@@ -31,6 +31,7 @@ _TEXTS = {
     "/etc/passwd": "job:x:1000:1000::/tmp:/bin/sh\nroot:x:0:0::/:/bin/false\n",
     "/etc/group": "job:x:1000:\nroot:x:0:\n",
 }
+_DATA_SLACK = 1024 * MIB  # stacks of threads, code caches and heaps that are writable before they are touched
 # `{box}` is the private folder as the program sees it.
 _ENVIRONMENT = {
     "PATH": "/usr/local/bin:/usr/bin:/bin",
@@ -69,8 +70,9 @@ class Layers:
     def signals_scoped(self) -> bool:
         return self.namespaces or self.landlock >= _SCOPE_ABI
 
-    def enforced_by(self, *, own_user: bool) -> dict[Axis, str]:
-        """Axis to the names of what enforces it, "nothing" where nothing does. `own_user`: as in the plan."""
+    def enforced_by(self, *, own_user: bool, address_space: bool = True) -> dict[Axis, str]:
+        """Axis to the names of what enforces it, "nothing" where nothing does. `own_user`: as in the plan;
+        `address_space`: as in the policy."""
         counted = own_user or os.geteuid() != 0  # the kernel does not count the processes of root
         landlock = f"Landlock {self.landlock}" if self.landlock else ""
         seccomp_ = "seccomp" if self.seccomp else ""
@@ -93,15 +95,17 @@ class Layers:
                 seccomp_ if not self.signals_scoped else "",
                 "RLIMIT_NPROC, watcher" if counted else "watcher",
             ],
-            Axis.MEMORY: ["RLIMIT_AS, watcher"],
+            Axis.MEMORY: ["RLIMIT_AS, watcher" if address_space else "RLIMIT_DATA, watcher"],
             Axis.TIME: ["wall timer, RLIMIT_CPU, watcher"],
             Axis.OUTPUT: ["capped pipes, RLIMIT_FSIZE", "tmpfs size" if self.own_mounts else "disk watcher"],
         }
         return {axis: ", ".join(filter(None, parts)) or "nothing" for axis, parts in names.items()}
 
 
-def isolation(layers: Layers, breaches: Collection[Axis], *, own_user: bool) -> dict[str, str]:
-    names = layers.enforced_by(own_user=own_user)
+def isolation(
+    layers: Layers, breaches: Collection[Axis], *, own_user: bool, address_space: bool = True
+) -> dict[str, str]:
+    names = layers.enforced_by(own_user=own_user, address_space=address_space)
     return {axis.value: "nothing" if axis in breaches else names[axis] for axis in Axis}
 
 
@@ -131,11 +135,11 @@ def build_plan(job: Job, policy: Policy, layers: Layers, *, supervisor: int) -> 
         "mounts": layers.own_mounts,
         "mountpoint": _mountpoint() if layers.own_mounts else "",
         "trees": places,
-        "links": {**links, "/dev/shm": "/tmp"},
+        "links": {**links, "/dev/shm": "/tmp", **({"/proc/self/exe": str(job.self_exe)} if job.self_exe else {})},
         "texts": _TEXTS,
         "disk_bytes": policy.disk_bytes,
         "files": {name: bytes(data) for name, data in job.files.items()},
-        "limits": _limits(policy, others=2 if layers.namespaces and not owned else 0),
+        "limits": job_limits(policy, others=2 if layers.namespaces and not owned else 0),
         "landlock": _landlock(layers, trees) if layers.landlock else None,
         "seccomp": _filter(layers, counted) if layers.seccomp else None,
         "own_pid": seccomp.OWN_PID,
@@ -186,14 +190,14 @@ def _readable(extra: Iterable[Path]) -> tuple[list[str], dict[str, str]]:
     return trees, links
 
 
-def _limits(policy: Policy, *, others: int) -> list[tuple[str, int, int]]:
+def job_limits(policy: Policy, *, others: int) -> list[tuple[str, int, int]]:
     """(name, soft, hard). The processor limit's soft signal can be ignored, the hard one a second later cannot.
 
     `others`: processes of ours, the launcher and the first one, that the kernel counts with the job's.
     """
     seconds = max(1, int(-(-policy.cpu_seconds // 1)))
     plain = {
-        "RLIMIT_AS": policy.memory_bytes,
+        **_memory_limits(policy),
         "RLIMIT_FSIZE": policy.file_bytes,
         "RLIMIT_NOFILE": policy.descriptors,
         "RLIMIT_NPROC": policy.processes + others,
@@ -204,6 +208,13 @@ def _limits(policy: Policy, *, others: int) -> list[tuple[str, int, int]]:
         "RLIMIT_RTPRIO": 0,
     }
     return [("RLIMIT_CPU", seconds, seconds + 1), *((name, value, value) for name, value in plain.items())]
+
+
+def _memory_limits(policy: Policy) -> dict[str, int]:
+    """Reserved memory counts as address space but not as data, which is what a process may write to of its own."""
+    if policy.address_space:
+        return {"RLIMIT_AS": policy.memory_bytes}
+    return {"RLIMIT_DATA": policy.memory_bytes + _DATA_SLACK}
 
 
 def _landlock(layers: Layers, trees: Iterable[str]) -> dict[str, Any]:

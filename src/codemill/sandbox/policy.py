@@ -30,6 +30,9 @@ class Policy:
     wall_seconds: float = 10.0  # from the start of the program until its whole tree is killed
     cpu_seconds: float = 10.0  # processor time, summed over the tree
     memory_bytes: int = 512 * MIB  # resident memory of the tree, and address space of each process
+    # V8, the JVM and Go reserve gigabytes that they never touch. False bounds what each process can write to instead,
+    # a gigabyte above `memory_bytes`; the limit itself is then held by the watcher of resident memory.
+    address_space: bool = True
     processes: int = 32  # processes and threads alive at once, the program itself included
     file_bytes: int = 16 * MIB  # size of any single file that the job writes
     disk_bytes: int = 64 * MIB  # what the job may add to its private folder; takes memory where mounts can be made
@@ -40,7 +43,7 @@ class Policy:
     def __post_init__(self) -> None:
         for field in fields(self):
             value = getattr(self, field.name)
-            if field.name != "require" and not value > 0:
+            if field.name not in ("require", "address_space") and not value > 0:
                 raise ConfigError(f"sandbox policy: {field.name} is {value!r}: it must be above 0")
         try:
             required = frozenset(Axis(axis) for axis in self.require)

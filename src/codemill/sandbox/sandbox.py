@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 import threading
 from collections.abc import Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from typing import Any
 
-from codemill.core.errors import ConfigError
+from codemill.core.errors import ConfigError, InputError, UnavailableError
 from codemill.sandbox.job import Job, Outcome
 from codemill.sandbox.plan import Layers
 from codemill.sandbox.policy import Policy
-from codemill.sandbox.supervise import run_job
+from codemill.sandbox.supervise import CancelledRun, run_job
+from codemill.sandbox.warm import PROBE, Call, Warm, Worker, WorkerDied
 from codemill.sandbox.witness import examine
 
 
@@ -40,6 +42,7 @@ class Sandbox:
         self._lock = threading.Lock()
         self._pool: ThreadPoolExecutor | None = None
         self._pool_owner = 0
+        self._idle: dict[Warm, list[Worker]] = {}
 
     @property
     def isolation(self) -> dict[str, str]:
@@ -72,6 +75,29 @@ class Sandbox:
         finally:
             cancel.set()
 
+    async def run_warm(self, warm: Warm, calls: tuple[Call, ...]) -> tuple[Outcome, ...]:
+        """Run one function, or two that are joined by a socket, in forks of a warm interpreter.
+
+        Two calls are separate processes that share nothing but a connected stream socket, descriptor 4 in each; the first
+        one's end kills the second. The last call has an empty private folder, the first of two has none. Errors and
+        cancellation as with `run`.
+        """
+        cancel = threading.Event()
+        try:
+            return await asyncio.wrap_future(self._submit_warm(warm, calls, cancel))
+        except asyncio.CancelledError:
+            cancel.set()
+            raise
+
+    def run_warm_blocking(self, warm: Warm, calls: tuple[Call, ...]) -> tuple[Outcome, ...]:
+        """The same without an event loop."""
+        cancel = threading.Event()
+        future = self._submit_warm(warm, calls, cancel)
+        try:
+            return future.result()
+        finally:
+            cancel.set()
+
     def run_all(self, jobs: Iterable[Job]) -> Iterator[tuple[int, Outcome]]:
         """Run many; yields their position and outcome as they finish. `jobs` is read only a little ahead.
 
@@ -95,18 +121,68 @@ class Sandbox:
         policy = job.policy or self.policy
         if job.policy is not None:
             self._witness.demand(policy.require)
+        witness = self._witness
+        return self._threads().submit(run_job, job, policy, witness.layers, witness.breaches, cancel)
+
+    def _submit_warm(self, warm: Warm, calls: tuple[Call, ...], cancel: threading.Event) -> Future[tuple[Outcome, ...]]:
+        if len(calls) not in (1, 2):
+            raise InputError(f"sandbox: {len(calls)} calls at once; one, or two that are joined")
+        for call in calls:
+            if call.policy is not None:
+                self._witness.demand(call.policy.require)
+        return self._threads().submit(self._run_warm, warm, calls, cancel)
+
+    def _threads(self) -> ThreadPoolExecutor:
         with self._lock:
             if self._pool is None or self._pool_owner != os.getpid():  # threads do not survive a fork
                 self._pool = ThreadPoolExecutor(self.workers, thread_name_prefix="sandbox")
                 self._pool_owner = os.getpid()
-            witness = self._witness
-            return self._pool.submit(run_job, job, policy, witness.layers, witness.breaches, cancel)
+                self._idle = {}
+            return self._pool
+
+    def _run_warm(self, warm: Warm, calls: tuple[Call, ...], cancel: threading.Event) -> tuple[Outcome, ...]:
+        """On a thread of the pool. A worker that goes down is replaced and its calls are run once more; if that one goes
+        down too while a harmless call works, the calls are what does it."""
+        if cancel.is_set():
+            raise CancelledRun
+        policies = tuple(call.policy or self.policy for call in calls)
+        problem = ""
+        for _ in range(2):
+            try:
+                return self._with_worker(warm, calls, policies, cancel)
+            except WorkerDied as error:
+                problem = str(error)
+        try:
+            self._with_worker(warm, (Call(entry=PROBE, payload=b""),), policies[:1], threading.Event())
+        except WorkerDied:
+            raise UnavailableError(f"sandbox: warm interpreters die on this machine: {problem}") from None
+        return tuple(Outcome(end="signal", signal=signal.SIGKILL, isolation=self.isolation) for _ in calls)
+
+    def _with_worker(
+        self, warm: Warm, calls: tuple[Call, ...], policies: tuple[Policy, ...], cancel: threading.Event
+    ) -> tuple[Outcome, ...]:
+        idle = self._idle.setdefault(warm, [])
+        try:
+            worker = idle.pop()
+        except IndexError:
+            worker = Worker(warm, self.policy, self._witness.layers, self._witness.breaches)
+        try:
+            outcomes = worker.run(calls, policies, cancel)
+        except BaseException:
+            worker.close()
+            raise
+        idle.append(worker)
+        return outcomes
 
     def close(self) -> None:
         with self._lock:
             pool, self._pool = self._pool, None
+            idle, self._idle = self._idle, {}
         if pool is not None and self._pool_owner == os.getpid():
             pool.shutdown()
+            for workers in idle.values():
+                for worker in workers:
+                    worker.close()
 
     def __enter__(self) -> Sandbox:
         return self

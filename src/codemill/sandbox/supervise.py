@@ -21,7 +21,7 @@ from typing import IO, Any
 
 from codemill.core.errors import InputError, IsolationError, UnavailableError
 from codemill.sandbox import launcher, tree
-from codemill.sandbox.job import RESULT_BYTES, End, Job, Outcome
+from codemill.sandbox.job import End, Job, Outcome
 from codemill.sandbox.plan import Layers, base_python, build_plan, isolation
 from codemill.sandbox.policy import Axis, Policy
 
@@ -101,16 +101,38 @@ def run_job(job: Job, policy: Policy, layers: Layers, breaches: Collection[Axis]
     try:
         run.start()
         run.watch()
-        in_force = isolation(layers, breaches, own_user=run.own_user)
+        in_force = isolation(layers, breaches, own_user=run.own_user, address_space=policy.address_space)
         return dataclasses.replace(run.outcome(), isolation=in_force)
     finally:
         run.close()
 
 
 @lru_cache(maxsize=1)
-def _launcher_code() -> bytes:
+def launcher_code() -> bytes:
     path = Path(launcher.__file__)
     return marshal.dumps(compile(path.read_bytes(), "launcher", "exec"))
+
+
+def why_ended(code: int, cpu: float, peak: int, stderr: bytes, policy: Policy) -> End:
+    """Why a program that was not killed from here ended. A refused allocation leaves no trace but its message,
+    which is the program's own word: it tells one way of failing from another and never a success."""
+    if code == 0:
+        return "exited"
+    if code < 0 and cpu >= policy.cpu_seconds:
+        return "timeout"  # by the processor limit
+    last = stderr.rstrip().rpartition(b"\n")[2]
+    near = peak >= 0.9 * policy.memory_bytes
+    if _OUT_OF_MEMORY.match(last) or (code < 0 and near):
+        return "memory"
+    return "exited" if code > 0 else "signal"
+
+
+def memory_file(data: bytes) -> int:
+    """Bytes as a read-only descriptor, without a name on disk and without a writer that could block."""
+    with _nameless_file() as out:
+        out.write(data)
+        out.flush()
+        return os.open(f"/proc/self/fd/{out.fileno()}", os.O_RDONLY | os.O_CLOEXEC)
 
 
 def _nameless_file() -> IO[bytes]:
@@ -163,8 +185,8 @@ class _Run:
         out, err = self._pipe(self._out.add), self._pipe(self._err.add)
         plan["status"] = self._pipe(self._add_status)
         plan["result"] = self._pipe(self._add_result) if self._job.result else None
-        spec = self._memory_file(_launcher_code() + marshal.dumps(plan))
-        stdin = self._memory_file(self._job.stdin) if self._job.stdin else subprocess.DEVNULL
+        spec = self._lend(launcher_code() + marshal.dumps(plan))
+        stdin = self._lend(self._job.stdin) if self._job.stdin else subprocess.DEVNULL
         passed = [spec, plan["status"], plan["workspace_fd"], plan["result"]]
         self._process = subprocess.Popen(
             [base_python(), "-I", "-S", "-B", "-c", _BOOT, str(spec)],
@@ -198,12 +220,8 @@ class _Run:
         self._selector.register(ours, selectors.EVENT_READ, take)
         return theirs
 
-    def _memory_file(self, data: bytes) -> int:
-        """Bytes as a read-only descriptor, without a name on disk and without a writer that could block."""
-        with _nameless_file() as out:
-            out.write(data)
-            out.flush()
-            descriptor = os.open(f"/proc/self/fd/{out.fileno()}", os.O_RDONLY | os.O_CLOEXEC)
+    def _lend(self, data: bytes) -> int:
+        descriptor = memory_file(data)
         self._lent.append(descriptor)
         return descriptor
 
@@ -240,7 +258,7 @@ class _Run:
         return bool(ready)
 
     def _add_result(self, data: bytes) -> None:
-        room = RESULT_BYTES - len(self._result)
+        room = self._job.result_bytes - len(self._result)
         self._result += data[:room]
         if len(data) > room:
             self._kill("output")
@@ -359,7 +377,7 @@ class _Run:
         self._cpu, self._peak = max(self._cpu, cpu), max(self._peak, peak)
         code = os.waitstatus_to_exitcode(status)
         return Outcome(
-            end=self._killed_for or self._end(code),
+            end=self._killed_for or why_ended(code, self._cpu, self._peak, self._err.value(), self._policy),
             exit_code=code if code >= 0 and self._killed_for is None else None,
             signal=-code if code < 0 else None,
             stdout=self._out.value(),
@@ -371,19 +389,6 @@ class _Run:
             cpu_seconds=self._cpu,
             peak_bytes=self._peak,
         )
-
-    def _end(self, code: int) -> End:
-        """Why a program that was not killed from here ended. A refused allocation leaves no trace but its message,
-        which is the program's own word: it tells one way of failing from another and never a success."""
-        if code == 0:
-            return "exited"
-        if code < 0 and self._cpu >= self._policy.cpu_seconds:
-            return "timeout"  # by the processor limit
-        last = self._err.value().rstrip().rpartition(b"\n")[2]
-        near = self._peak >= 0.9 * self._policy.memory_bytes
-        if _OUT_OF_MEMORY.match(last) or (code < 0 and near):
-            return "memory"
-        return "exited" if code > 0 else "signal"
 
     def _as_error(self, step: str, text: str) -> Exception:
         if step == "exec":

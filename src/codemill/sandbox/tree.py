@@ -31,7 +31,7 @@ def usage(root: int, *, with_root: bool, enough: int | None = None) -> Usage:
     queue = [root]
     while queue and (enough is None or tasks <= enough):
         pid = queue.pop()
-        queue += _children(pid)
+        queue += children(pid)
         fields = _stat(pid)
         if fields is None or (pid == root and not with_root):
             # What the children of ours have used is counted when it has collected them.
@@ -67,7 +67,7 @@ def _stat(pid: int) -> list[bytes] | None:
     return fields if len(fields) > 21 else None
 
 
-def _children(pid: int) -> list[int]:
+def children(pid: int) -> list[int]:
     if not _kernel_lists_children():
         return _children_by_scan(pid)
     found: list[int] = []

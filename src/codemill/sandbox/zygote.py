@@ -1,0 +1,388 @@
+"""Runs inside the jail as its first process: a warm interpreter that forks one fresh process for every call.
+
+What is dear happens once: the launcher has made the namespaces and the private root, the modules are loaded, the file
+rules are built, the privileges that no call needs are gone. A call then costs a fork into a pid namespace of its own, its
+limits, the file rules and the system-call filter, and nothing that it did outlasts it. This process reads no output
+of a call for its meaning, and a call finds nothing of another's in the memory it inherits: payloads are received
+into mappings that are gone before the next fork.
+
+Frames on the control socket, from the supervisor: `R`, a length, a JSON description of the calls, then their payloads.
+Back: a length, a JSON list of how the calls ended, then what they wrote. `K` in between kills what runs.
+"""
+
+# ruff: noqa: SIM105 - contextlib would be the most expensive import of all
+
+from __future__ import annotations
+
+import _signal
+import _socket
+import fcntl
+import gc
+import json
+import mmap
+import os
+import select
+import sys
+import time
+
+from codemill.sandbox import launcher
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any, NoReturn
+
+_NEW_PID = 0x20000000
+_CHUNK = 65536
+PROBE = "zygote:nothing"  # a call that cannot fail, to tell a sick machine from a sick answer
+_FIRST_FREE = 5  # descriptors of a call: standard ones, 3 its results, 4 its peer
+
+
+class _Zygote:
+    """What the calls share: their folder, the file rules, the modules."""
+
+    def __init__(self, plan: launcher.Plan, folder: str) -> None:
+        self.plan, self.folder = plan, folder
+        self.work = folder + launcher.WORK
+        self.control = _socket.socket(fileno=plan["control"])
+        self.null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
+        self.entries: dict[str, Callable[[bytes], object]] = {PROBE: len}
+        self.own_pids = plan.get("own_pids", -1)
+        self.rules: list[int] = []
+        self.clean: tuple[Any, ...] = ()
+
+    def load(self) -> None:
+        """Import and run the trusted modules; the functions that calls name are found in them."""
+        for name in self.plan["imports"]:
+            __import__(name)
+        for name, code in self.plan["modules"]:
+            module = sys.modules[name] = type(sys)(name)
+            exec(code, module.__dict__)  # noqa: S102 - our own code, sent by the supervisor
+            for key, value in list(module.__dict__.items()):
+                if callable(value):
+                    self.entries[f"{name}:{key}"] = value
+
+    def drop_rights(self) -> None:
+        """Once for all calls: no way to gain a privilege, nothing in the bounding set."""
+        launcher.drop_bounding_set()
+        launcher.forbid_new_privileges()
+
+    def prepare_folder(self) -> None:
+        """The file rules name the folder itself, so a new folder needs new rules."""
+        for descriptor in self.rules:
+            os.close(descriptor)
+        landlock = self.plan["landlock"]
+        folders = [] if landlock is None else [self.folder, None]
+        self.rules = [launcher.landlock_rules(landlock, folder) for folder in folders]
+        self.clean = self._look()
+
+    def _look(self) -> tuple[Any, ...]:
+        """All that a call could leave behind in its folder, contents of files apart: those are names here."""
+        seen: list[Any] = []
+        for path in (self.folder, self.work):
+            status = os.lstat(path)
+            seen += [sorted(os.listdir(path)), os.listxattr(path), status.st_mode, status.st_uid]
+            seen += [status.st_mtime_ns, status.st_ctime_ns]
+        return tuple(seen)
+
+    def renew_folder(self) -> None:
+        """An empty folder for the next call."""
+        try:
+            if self._look() == self.clean:
+                return
+        except OSError:
+            pass
+        if self.plan["mounts"]:
+            launcher.mount_private(self.folder, self.plan["disk_bytes"])
+        else:
+            launcher.empty_tree(self.folder)
+        os.mkdir(self.work, 0o700)
+        if self.plan["owner"] is not None:
+            launcher.give(self.folder, self.plan["owner"])
+        self.prepare_folder()
+
+    def fork(self) -> int:
+        """As `os.fork`, into a new pid namespace where there are namespaces."""
+        if not self.plan["namespaces"]:
+            return os.fork()
+        launcher.unshare("namespaces", _NEW_PID)
+        try:
+            child = os.fork()
+        except OSError:
+            launcher.enter_namespace(self.own_pids, _NEW_PID)
+            raise
+        if child:
+            launcher.enter_namespace(self.own_pids, _NEW_PID)
+        return child
+
+
+class _Ends:
+    """The supervisor-side ends of one call, and what came out of them."""
+
+    def __init__(self, call: dict[str, Any]) -> None:
+        self.call = call
+        self.pid = self.handle = -1
+        self.status: int | None = None
+        self.usage: tuple[float, int] = (0.0, 0)
+        self.flooded = False
+        self.streams: dict[int, _Stream] = {}
+        half = call["output_bytes"]
+        self.out, self.err = _Stream(half), _Stream(half)
+        self.result = _Stream(call["result_bytes"])
+
+    def open(self) -> tuple[int, int, int]:
+        """Pipes for what the call writes; returns the call's ends, -1 for a result channel that it has not."""
+        theirs = []
+        for stream in (self.out, self.err, self.result):
+            if stream is self.result and not self.call["result"]:
+                theirs.append(-1)
+                continue
+            ours, other = os.pipe2(os.O_CLOEXEC)
+            os.set_blocking(ours, False)
+            self.streams[ours] = stream
+            theirs.append(other)
+        return theirs[0], theirs[1], theirs[2]
+
+    def read(self, descriptor: int) -> bool:
+        """Take what is there; False at the end."""
+        try:
+            data = os.read(descriptor, _CHUNK)
+        except BlockingIOError:
+            return True
+        if not data:
+            os.close(descriptor)
+            del self.streams[descriptor]
+            return False
+        stream = self.streams[descriptor]
+        stream.add(data)
+        if stream is self.result and stream.dropped:
+            self.flooded = True
+        return True
+
+    def close(self) -> None:
+        for descriptor in list(self.streams):
+            while self.read(descriptor) and descriptor in self.streams:
+                if not select.select([descriptor], [], [], 0)[0]:
+                    os.close(descriptor)
+                    del self.streams[descriptor]
+        if self.handle >= 0:
+            os.close(self.handle)
+            self.handle = -1
+
+
+class _Stream:
+    """The first and the last bytes of what was written, `limit` together."""
+
+    def __init__(self, limit: int) -> None:
+        self.limit, self.head, self.tail, self.dropped = limit, bytearray(), bytearray(), 0
+
+    def add(self, data: bytes) -> None:
+        room = (self.limit + 1) // 2 - len(self.head)
+        if room > 0:
+            self.head += data[:room]
+            data = data[room:]
+        self.tail += data
+        excess = len(self.tail) - self.limit // 2
+        if excess > 0:
+            self.dropped += excess
+            del self.tail[:excess]
+
+
+def serve(plan: launcher.Plan, folder: str) -> NoReturn:
+    """Answer the supervisor's frames until it hangs up."""
+    zygote = _Zygote(plan, folder)
+    zygote.load()
+    zygote.drop_rights()
+    zygote.prepare_folder()
+    gc.collect()
+    gc.freeze()  # what is here is shared with every call; the collector must not touch, and so copy, it
+    launcher.tell(plan, "warm")
+    try:
+        while True:
+            kind = zygote.control.recv(1)
+            if not kind:
+                break
+            if kind == b"R":
+                _run(zygote)
+    except ConnectionError:
+        pass
+    os._exit(0)  # as the first process of its namespace it takes every other along
+
+
+def _receive(control: _socket.socket, buffer: Any) -> None:
+    view = memoryview(buffer)
+    while view:
+        count = control.recv_into(view)
+        if not count:
+            raise ConnectionError
+        view = view[count:]
+
+
+def _run(zygote: _Zygote) -> None:
+    control = zygote.control
+    length = bytearray(4)
+    _receive(control, length)
+    description = bytearray(int.from_bytes(length, "little"))
+    _receive(control, description)
+    calls = json.loads(description)
+    runs = [_Ends(call) for call in calls]
+    peers = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_STREAM) if len(calls) == 2 else ()
+    started = time.monotonic()
+    fault = ""
+    for index, run in enumerate(runs):
+        payload = mmap.mmap(-1, max(1, run.call["bytes"]))
+        _receive(control, memoryview(payload)[: run.call["bytes"]])
+        if not fault:
+            try:
+                _start(zygote, run, payload, peers[index].fileno() if peers else -1, private=index == len(runs) - 1)
+            except (OSError, launcher.Failed) as error:
+                fault = str(error) or type(error).__name__
+        payload.close()
+    for peer in peers:
+        peer.close()
+    _watch(zygote, runs, kill=bool(fault))
+    seconds = time.monotonic() - started
+    zygote.renew_folder()
+    _reply(control, runs, seconds, fault)
+
+
+def _start(zygote: _Zygote, run: _Ends, payload: mmap.mmap, peer: int, *, private: bool) -> None:
+    theirs = run.open()
+    run.pid = zygote.fork()
+    if run.pid == 0:
+        _become_call(zygote, run.call, payload, theirs, peer, private)
+    for descriptor in theirs:
+        if descriptor >= 0:
+            os.close(descriptor)
+    run.handle = os.pidfd_open(run.pid)
+
+
+def _watch(zygote: _Zygote, runs: list[_Ends], *, kill: bool) -> None:
+    """Until every call is gone. The first one's end, or the supervisor's order, ends the others."""
+    poll = select.poll()
+    control = zygote.control.fileno()
+    poll.register(control, select.POLLIN)
+    owners: dict[int, _Ends] = {}
+    for run in runs:
+        for descriptor in (*run.streams, run.handle):
+            if descriptor >= 0:
+                owners[descriptor] = run
+                poll.register(descriptor, select.POLLIN)
+    if kill:
+        _kill(zygote, runs)
+    left = sum(run.handle >= 0 for run in runs)
+    while left:
+        for descriptor, _ in poll.poll():
+            if descriptor == control:
+                if zygote.control.recv(1) != b"K":
+                    raise ConnectionError
+                _kill(zygote, runs)
+                continue
+            run = owners[descriptor]
+            if descriptor == run.handle:
+                poll.unregister(descriptor)
+                _, run.status, usage = os.wait4(run.pid, 0)
+                run.usage = (usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024)
+                left -= 1
+                if run is runs[0] and left:
+                    _kill(zygote, runs)
+            elif not run.read(descriptor):
+                poll.unregister(descriptor)
+            elif run.flooded and run.status is None:
+                _kill(zygote, [run])
+    if not zygote.plan["namespaces"]:
+        launcher.kill_descendants(zygote.plan)
+    for run in runs:
+        run.close()
+
+
+def _kill(zygote: _Zygote, runs: list[_Ends]) -> None:
+    for run in runs:
+        if run.handle >= 0 and run.status is None:
+            try:
+                _signal.pidfd_send_signal(run.handle, _signal.SIGKILL)
+            except ProcessLookupError:
+                pass
+
+
+def _reply(control: _socket.socket, runs: list[_Ends], seconds: float, fault: str) -> None:
+    ends, blobs = [], []
+    for run in runs:
+        streams = (run.out, run.err, run.result)
+        parts = [bytes(stream.head + stream.tail) for stream in streams]
+        blobs += parts
+        ends.append({
+            "status": run.status,
+            "cpu": run.usage[0],
+            "peak": run.usage[1],
+            "flooded": run.flooded,
+            "sizes": [len(part) for part in parts],
+            "dropped": [stream.dropped for stream in streams],
+        })  # fmt: skip
+    head = json.dumps({"ends": ends, "seconds": seconds, "fault": fault}).encode()
+    control.sendall(b"".join((len(head).to_bytes(4, "little"), head, *blobs)))
+
+
+# The call --------------------------------------------------------------------------------------------------------
+
+
+def _become_call(
+    zygote: _Zygote, call: dict[str, Any], payload: mmap.mmap, theirs: tuple[int, int, int], peer: int, private: bool
+) -> NoReturn:
+    """In the fork: take the locks on, then run the function. Never returns."""
+    code = 125
+    try:
+        data = payload[: call["bytes"]]
+        payload.close()
+        _enter(zygote, call, theirs, peer, private)
+        code = 1
+        code = _run_entry(zygote.entries[call["entry"]], data)
+    except BaseException as error:
+        try:
+            os.write(2, f"{type(error).__name__}: {error}\n".encode("utf-8", "replace"))
+        except OSError:
+            pass
+    finally:
+        os._exit(code)
+
+
+def _enter(zygote: _Zygote, call: dict[str, Any], theirs: tuple[int, int, int], peer: int, private: bool) -> None:
+    plan = zygote.plan
+    os.setsid()
+    os.chdir(zygote.work if private else "/")
+    rules = fcntl.fcntl(zygote.rules[not private], fcntl.F_DUPFD_CLOEXEC, 64) if zygote.rules else -1
+    ends = [fcntl.fcntl(place, fcntl.F_DUPFD_CLOEXEC, 64) for place in (zygote.null, *theirs, peer) if place >= 0]
+    places = [place for place, end in enumerate((zygote.null, *theirs, peer)) if end >= 0]
+    for place, end in zip(places, ends, strict=True):
+        os.dup2(end, place)
+    for number in (_signal.SIGPIPE, _signal.SIGXFSZ, _signal.SIGTERM, _signal.SIGINT):
+        _signal.signal(number, _signal.SIG_DFL)
+    launcher.set_limits(call["limits"], counted_alone=plan["namespaces"])
+    if plan["owner"] is not None:
+        launcher.become_user(plan["owner"])
+    launcher.drop_capabilities()
+    if rules >= 0:
+        launcher.landlock_restrict(rules)
+    if plan["seccomp"] is not None:
+        launcher.filter_calls(plan["seccomp"], plan["own_pid"])
+    for place in (3, 4):
+        if place not in places:
+            os.closerange(place, place + 1)
+    launcher.close_from(_FIRST_FREE)
+
+
+def _run_entry(entry: Callable[[bytes], object], data: bytes) -> int:
+    try:
+        entry(data)
+        return 0
+    except SystemExit as leaving:
+        return leaving.code & 255 if isinstance(leaving.code, int) else int(leaving.code is not None)
+    except BaseException:
+        sys.excepthook(*sys.exc_info())
+        return 1
+    finally:
+        for stream in (sys.stdout, sys.stderr):
+            try:
+                stream.flush()
+            except BaseException:  # closed, or replaced by what was called
+                pass
