@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 import pytest
-from sandbox_support import BUILDS, LIMITS, Run, runner
+from sandbox_support import BUILDS, LIMITS, Run, runner, warm_runner
 
 from codemill.core.errors import IsolationError
 from codemill.sandbox import Sandbox
@@ -39,6 +39,7 @@ def plain(sandboxes: Callable[[str], Sandbox]) -> Sandbox:
     return sandboxes("full")
 
 
-@pytest.fixture
-def run(sandbox: Sandbox) -> Run:
-    return runner(sandbox)
+@pytest.fixture(params=["job", "call"])
+def run(request: pytest.FixtureRequest, sandbox: Sandbox) -> Run:
+    """Code in a process started for it, and in a fork of a warm interpreter: whatever is attacked must hold in both."""
+    return (runner if request.param == "job" else warm_runner)(sandbox)

@@ -678,6 +678,12 @@ def drop_capabilities() -> None:
     _check("privileges", _libc.capset(header, none))
 
 
+def resolve_symbols() -> None:
+    """Look up the C functions that a forked process will call, so that it need not."""
+    for name in ("capset", "prctl", "syscall", "setns", "unshare"):
+        getattr(_libc, name)
+
+
 def forbid_new_privileges() -> None:
     _check("privileges", _prctl(_PR_SET_NO_NEW_PRIVS, 1))
 

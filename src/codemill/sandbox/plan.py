@@ -9,7 +9,7 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from codemill.core.errors import InputError
 from codemill.sandbox import seccomp
@@ -232,11 +232,19 @@ def _landlock(layers: Layers, trees: Iterable[str]) -> dict[str, Any]:
     }
 
 
+def warm_filters(layers: Layers, plan: dict[str, Any]) -> dict[str, bytes | None]:
+    """What a warm interpreter loads itself, and what its calls load, if they do not load all of it."""
+    if not layers.seccomp or not layers.own_mounts:  # without mounts the filter would bind the cleaning up too
+        return {"own_seccomp": None, "seccomp": plan["seccomp"]}
+    return {"own_seccomp": _filter(layers, True, "first"), "seccomp": _filter(layers, True, "rest")}
+
+
 @cache
-def _filter(layers: Layers, counted: bool) -> bytes:
+def _filter(layers: Layers, counted: bool, part: Literal["all", "first", "rest"] = "all") -> bytes:
     return seccomp.build(
         os.uname().machine,
         own_mounts=layers.own_mounts,
         signals_scoped=layers.signals_scoped,
         one_group=not layers.namespaces and not counted,
+        part=part,
     )

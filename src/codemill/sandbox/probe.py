@@ -1,7 +1,7 @@
 """Runs inside the sandbox and tries to break out; writes what it managed, by axis, to descriptor 3.
 
-Standard input names the targets. An attempt that succeeds is a breach; where the attempt would change something, the
-witness outside looks at the thing itself and takes no word from here.
+Standard input, or the payload of a call, names the targets. An attempt that succeeds is a breach; where the attempt
+would change something, the witness outside looks at the thing itself and takes no word from here.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 _SILENT = (OSError, MemoryError, OverflowError)
 
 
-def main() -> None:
-    target = json.load(sys.stdin)
+def main(payload: bytes) -> None:
+    target = json.loads(payload)
     attacks: dict[str, Callable[[dict[str, Any]], list[str]]] = {
         "files": _files,
         "network": _network,
@@ -148,5 +148,10 @@ def _processes(target: dict[str, Any]) -> list[str]:
     return []
 
 
+def execute(payload: bytes) -> None:
+    """A small attack that the witness sends as text."""
+    exec(compile(payload, "probe.py", "exec"), {"__name__": "probe"})  # noqa: S102
+
+
 if __name__ == "__main__":
-    main()
+    main(sys.stdin.buffer.read())

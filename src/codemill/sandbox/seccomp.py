@@ -10,6 +10,7 @@ import errno
 import struct
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Literal
 
 from codemill.core.errors import IsolationError
 
@@ -149,6 +150,7 @@ _NUMBERS: dict[str, tuple[int | None, int | None]] = {
     "file_setattr": (469, 469),
 }
 
+_FORKING = ("unshare", "setns", "mount", "umount2", "clone")
 _NOT_IMPLEMENTED = ("memfd_create", "memfd_secret", "shmget", "msgget")  # callers have a fallback for ENOSYS
 _BY_ARGUMENT = tuple(_NUMBERS)[tuple(_NUMBERS).index("clone") :]
 _METADATA = tuple(_NUMBERS)[tuple(_NUMBERS).index("chmod") :]
@@ -188,7 +190,14 @@ def _numbers_of(machine: str) -> dict[str, int]:
     return {name: number for name, pair in _NUMBERS.items() if (number := pair[column]) is not None}
 
 
-def build(machine: str, *, own_mounts: bool, signals_scoped: bool, one_group: bool) -> bytes:
+def build(
+    machine: str,
+    *,
+    own_mounts: bool,
+    signals_scoped: bool,
+    one_group: bool,
+    part: Literal["all", "first", "rest"] = "all",
+) -> bytes:
     """The filter for `os.uname().machine`, an array of struct sock_filter.
 
     Without a mount namespace (`own_mounts` false) changing a file's mode, owner, times or attributes does nothing and
@@ -196,11 +205,16 @@ def build(machine: str, *, own_mounts: bool, signals_scoped: bool, one_group: bo
     Landlock's scope for signals (`signals_scoped` false) a process may signal the program's first process only.
     `one_group` keeps all processes in the program's group, so that they can be killed in one stroke: for where nothing
     but their count from outside bounds them.
+
+    Loading a filter costs the kernel a walk through it for every call there is. A warm interpreter therefore loads the
+    `first` part once, for itself and all that it forks, and each fork only the `rest`: what makes and enters namespaces.
     """
     if not supported(machine):
         names = ", ".join(sorted(_AUDIT_ARCH))
         raise IsolationError(f"sandbox: no system call filter for machine {machine!r}; run codemill on one of {names}")
-    program = _Assembler(_numbers_of(machine))
+    known = _numbers_of(machine)
+    chosen = {name: n for name, n in known.items() if part == "all" or (name in _FORKING) == (part == "rest")}
+    program = _Assembler(chosen)
     program.check_machine(_AUDIT_ARCH[machine])
     program.refuse_newer_than(_NEWEST, errno.ENOSYS)
     for name in _NUMBERS:

@@ -21,13 +21,15 @@ from typing import Any
 from codemill.core.errors import InputError, UnavailableError
 from codemill.sandbox import launcher, tree, zygote
 from codemill.sandbox.job import RESULT_BYTES, End, Job, Outcome
-from codemill.sandbox.plan import Layers, base_python, build_plan, isolation, job_limits
+from codemill.sandbox.plan import Layers, base_python, build_plan, isolation, job_limits, warm_filters
 from codemill.sandbox.policy import Axis, Policy
 from codemill.sandbox.supervise import CancelledRun, LayerError, launcher_code, memory_file, why_ended
 
 _TICK = 0.02
 _START_SECONDS = 60.0
 _KILL_SECONDS = 10.0
+_DISK_TICKS = 5
+_INODE_BYTES = 4096
 _BOOT = (
     "import marshal,sys\n"
     "with open(int(sys.argv[1]),'rb') as f:c,z,p=marshal.load(f),marshal.load(f),marshal.load(f)\n"
@@ -100,6 +102,7 @@ class Worker:
             "control": theirs.fileno(),
             "modules": [(path.stem, _module_code(path)) for path in warm.modules],
             "imports": list(warm.imports),
+            **warm_filters(self._layers, plan),
         }
         spec = memory_file(launcher_code() + _zygote_code() + marshal.dumps(plan))
         try:
@@ -157,6 +160,11 @@ class Worker:
         self._errors.seek(max(0, self._errors.seek(0, os.SEEK_END) - 500))
         return self._errors.read().decode("utf-8", "replace").strip() or "no message"
 
+    @property
+    def busy(self) -> bool:
+        """Whether a process of a call is there."""
+        return bool(tree.children(self._root))
+
     # A run -----------------------------------------------------------------------------------------------------
 
     def run(self, calls: Sequence[Call], policies: Sequence[Policy], cancel: threading.Event) -> tuple[Outcome, ...]:
@@ -164,7 +172,7 @@ class Worker:
         self.runs += 1
         try:
             self._send(calls, policies)
-            watch = _Watch(self._root, policies, cancel)
+            watch = _Watch(self._root, policies, cancel, self._box)
             head = self._receive_reply(watch)
         except (OSError, EOFError) as error:
             raise WorkerDied(f"{error} ({self._last_words()})") from None
@@ -264,8 +272,9 @@ class Worker:
 class _Watch:
     """Time, memory and process counts of a run, from outside; the first breach decides why its call ended."""
 
-    def __init__(self, root: int, policies: Sequence[Policy], cancel: threading.Event) -> None:
-        self._root, self._policies, self._cancel = root, policies, cancel
+    def __init__(self, root: int, policies: Sequence[Policy], cancel: threading.Event, box: str) -> None:
+        self._root, self._policies, self._cancel, self._box = root, policies, cancel, box
+        self._ticks = 0
         self._started = time.monotonic()
         self._killed_at: float | None = None
         self.cancelled = False
@@ -285,6 +294,7 @@ class _Watch:
                     self.reasons[index] = "timeout"
             if not self.reasons:
                 self._look_at_trees()
+                self._look_at_disk()
         if self.cancelled or self.reasons:
             self._killed_at = now
             return True
@@ -292,6 +302,16 @@ class _Watch:
 
     def given_up(self) -> bool:
         return self._killed_at is not None and time.monotonic() - self._killed_at > _KILL_SECONDS
+
+    def _look_at_disk(self) -> None:
+        """Where the private folder, the last call's, is the host's."""
+        self._ticks += 1
+        if self._box and self._ticks % _DISK_TICKS == 0:
+            limit = self._policies[-1].disk_bytes
+            size, count = tree.folder_use(self._box, limit)
+            size += tree.unlinked_bytes(tuple(tree.children(self._root)))
+            if size > limit or count > limit // _INODE_BYTES + 1024:
+                self.reasons[len(self._policies) - 1] = "disk"
 
     def _look_at_trees(self) -> None:
         # The interpreter starts the calls in their order, and process ids grow.

@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -27,6 +27,7 @@ from codemill.sandbox.job import Job, Outcome
 from codemill.sandbox.plan import Layers, base_python, isolation, own_user, python_argv
 from codemill.sandbox.policy import MIB, Axis, Policy
 from codemill.sandbox.supervise import LayerError, run_job
+from codemill.sandbox.warm import Call, Warm, Worker, WorkerDied
 
 _TRIED = {
     Axis.FILES: "reading, changing, renaming and removing a planted file, and a look at the supervisor's /proc",
@@ -51,6 +52,7 @@ _SOCKETS = (
     (socket.AF_UNIX, socket.SOCK_STREAM),
     (socket.AF_UNIX, socket.SOCK_STREAM),
 )
+_PROBE = Path(__file__).with_name("probe.py")
 _WALL_SECONDS = 30.0  # for a probe that should take a tenth of a second; the machine may be very busy
 
 
@@ -143,11 +145,11 @@ def _without(layers: Layers, step: str) -> Layers:
 
 
 def _attack(layers: Layers) -> dict[Axis, str]:
-    """All attacks at once, each on a thread that outlives its job."""
-    attacks: list[Callable[[Layers], dict[Axis, str]]] = [_break_out, _exceed_memory, _exceed_time, _exceed_output]
+    """All attacks, each from a job and from a call of a warm interpreter, on threads that outlive them."""
+    attacks = (_break_out, _exceed_memory, _exceed_time, _exceed_output)
     breaches: dict[Axis, str] = {}
     with ThreadPoolExecutor(len(attacks)) as pool:
-        futures = [pool.submit(attack, layers) for attack in attacks]
+        futures = [pool.submit(attack, layers, warm) for attack in attacks for warm in (False, True)]
         problems = [error for future in futures if (error := future.exception()) is not None]
         for error in sorted(problems, key=lambda problem: not isinstance(problem, LayerError)):
             raise error
@@ -156,22 +158,36 @@ def _attack(layers: Layers) -> dict[Axis, str]:
     return breaches
 
 
-def _run(job: Job, policy: Policy, layers: Layers) -> Outcome:
-    return run_job(job, policy, layers, (), threading.Event())
+def _run(function: str, payload: bytes, token: str, policy: Policy, layers: Layers, warm: bool) -> tuple[Outcome, bool]:
+    """A function of the probe as a job or as a call; its outcome, and whether something of it still runs afterwards."""
+    if warm:
+        worker = Worker(Warm(modules=(_PROBE,)), policy, layers, ())
+        try:
+            call = Call(entry=f"probe:{function}", payload=payload, result=True)
+            (outcome,) = worker.run((call,), (policy,), threading.Event())
+            return outcome, worker.busy
+        except WorkerDied as error:
+            raise UnavailableError(f"sandbox: a warm interpreter died under the probe: {error}") from None
+        finally:
+            worker.close()
+    script = f"import probe, sys\nprobe.{function}(sys.stdin.buffer.read())\n"
+    job = Job(
+        argv=python_argv("start.py", token),
+        files={"probe.py": _PROBE.read_bytes(), "start.py": f"import sys\nsys.path.append('.')\n{script}".encode()},
+        stdin=payload,
+        result=True,
+    )
+    outcome = run_job(job, policy, layers, (), threading.Event())
+    return outcome, _still_runs(token)
 
 
-def _break_out(layers: Layers) -> dict[Axis, str]:
+def _break_out(layers: Layers, warm: bool) -> dict[Axis, str]:
     policy = Policy(wall_seconds=_WALL_SECONDS, memory_bytes=256 * MIB)
     token = secrets.token_hex(8)
     with _targets(token) as targets:
         before = targets.state()
-        job = Job(
-            argv=python_argv("probe.py", token),
-            files={"probe.py": Path(__file__).with_name("probe.py").read_bytes()},
-            stdin=json.dumps({**targets.names, "memory": policy.memory_bytes}).encode(),
-            result=True,
-        )
-        outcome = _run(job, policy, layers)
+        payload = json.dumps({**targets.names, "memory": policy.memory_bytes}).encode()
+        outcome, left = _run("main", payload, token, policy, layers, warm)
         try:
             found: dict[str, list[str]] = json.loads(outcome.result)
         except ValueError:
@@ -181,7 +197,7 @@ def _break_out(layers: Layers) -> dict[Axis, str]:
             found["files"].append("changed or removed a planted file")
         if targets.decoy.poll() is not None:
             found["processes"].append("killed a process outside")
-        if _still_runs(token):
+        if left:
             found["processes"].append("left a daemon running")
     return {Axis(axis): ", ".join(dict.fromkeys(what)) for axis, what in found.items() if what}
 
@@ -284,24 +300,24 @@ time.sleep(20)
 """
 
 
-def _python(text: str) -> Job:
-    return Job(argv=python_argv("probe.py"), files={"probe.py": text.encode()})
+def _exceed(text: str, policy: Policy, layers: Layers, warm: bool) -> Outcome:
+    return _run("execute", text.encode(), secrets.token_hex(8), policy, layers, warm)[0]
 
 
-def _exceed_memory(layers: Layers) -> dict[Axis, str]:
-    outcome = _run(_python(_SHARE_MEMORY), Policy(memory_bytes=128 * MIB, wall_seconds=_WALL_SECONDS), layers)
+def _exceed_memory(layers: Layers, warm: bool) -> dict[Axis, str]:
+    outcome = _exceed(_SHARE_MEMORY, Policy(memory_bytes=128 * MIB, wall_seconds=_WALL_SECONDS), layers, warm)
     return {} if outcome.end == "memory" else {Axis.MEMORY: f"several processes used too much ({outcome.end})"}
 
 
-def _exceed_time(layers: Layers) -> dict[Axis, str]:
-    outcome = _run(_python(_SLEEP), Policy(wall_seconds=0.2), layers)
+def _exceed_time(layers: Layers, warm: bool) -> dict[Axis, str]:
+    outcome = _exceed(_SLEEP, Policy(wall_seconds=0.2), layers, warm)
     held = outcome.end == "timeout" and outcome.seconds < 15
     return {} if held else {Axis.TIME: f"a program outstayed its time ({outcome.end}, {outcome.seconds:.1f} s)"}
 
 
-def _exceed_output(layers: Layers) -> dict[Axis, str]:
+def _exceed_output(layers: Layers, warm: bool) -> dict[Axis, str]:
     policy = Policy(output_bytes=4096, file_bytes=65536, disk_bytes=MIB, wall_seconds=_WALL_SECONDS)
-    outcome = _run(_python(_FILL), policy, layers)
+    outcome = _exceed(_FILL, policy, layers, warm)
     problems = [line.decode("utf-8", "replace") for line in outcome.stderr.splitlines()]
     if len(outcome.stdout) > 4096 or outcome.stdout_dropped != 65536 - 4096:
         problems.append("what was printed was not cut")

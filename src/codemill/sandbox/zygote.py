@@ -50,6 +50,7 @@ class _Zygote:
         self.own_pids = plan.get("own_pids", -1)
         self.rules: list[int] = []
         self.clean: tuple[Any, ...] = ()
+        self.scratch = unshared_memory(_CHUNK)
 
     def load(self) -> None:
         """Import and run the trusted modules; the functions that calls name are found in them."""
@@ -66,6 +67,9 @@ class _Zygote:
         """Once for all calls: no way to gain a privilege, nothing in the bounding set."""
         launcher.drop_bounding_set()
         launcher.forbid_new_privileges()
+        launcher.resolve_symbols()
+        if self.plan["own_seccomp"] is not None:
+            launcher.filter_calls(self.plan["own_seccomp"], self.plan["own_pid"])
 
     def prepare_folder(self) -> None:
         """The file rules name the folder itself, so a new folder needs new rules."""
@@ -119,15 +123,15 @@ class _Zygote:
 class _Ends:
     """The supervisor-side ends of one call, and what came out of them."""
 
-    def __init__(self, call: dict[str, Any]) -> None:
-        self.call = call
+    def __init__(self, call: dict[str, Any], scratch: mmap.mmap) -> None:
+        self.call, self.scratch = call, scratch
         self.pid = self.handle = -1
         self.status: int | None = None
         self.usage: tuple[float, int] = (0.0, 0)
         self.flooded = False
         self.streams: dict[int, _Stream] = {}
-        half = call["output_bytes"]
-        self.out, self.err = _Stream(half), _Stream(half)
+        limit = call["output_bytes"]
+        self.out, self.err = _Stream(limit), _Stream(limit)
         self.result = _Stream(call["result_bytes"])
 
     def open(self) -> tuple[int, int, int]:
@@ -145,16 +149,18 @@ class _Ends:
 
     def read(self, descriptor: int) -> bool:
         """Take what is there; False at the end."""
-        try:
-            data = os.read(descriptor, _CHUNK)
-        except BlockingIOError:
-            return True
-        if not data:
-            os.close(descriptor)
-            del self.streams[descriptor]
-            return False
-        stream = self.streams[descriptor]
-        stream.add(data)
+        with memoryview(self.scratch) as scratch:
+            try:
+                count = os.readv(descriptor, [scratch])
+            except BlockingIOError:
+                return True
+            if not count:
+                os.close(descriptor)
+                del self.streams[descriptor]
+                return False
+            stream = self.streams[descriptor]
+            with scratch[:count] as data:
+                stream.add(data)
         if stream is self.result and stream.dropped:
             self.flooded = True
         return True
@@ -171,21 +177,50 @@ class _Ends:
 
 
 class _Stream:
-    """The first and the last bytes of what was written, `limit` together."""
+    """The first and the last bytes of what was written, `limit` together, in memory that no fork inherits: what one call
+    writes, a report of a judge above all, must not lie in the memory of the next."""
 
     def __init__(self, limit: int) -> None:
-        self.limit, self.head, self.tail, self.dropped = limit, bytearray(), bytearray(), 0
+        self.limit, self.total = limit, 0
+        self.half = (limit + 1) // 2
+        self.buffer: mmap.mmap | None = None
 
-    def add(self, data: bytes) -> None:
-        room = (self.limit + 1) // 2 - len(self.head)
-        if room > 0:
-            self.head += data[:room]
-            data = data[room:]
-        self.tail += data
-        excess = len(self.tail) - self.limit // 2
-        if excess > 0:
-            self.dropped += excess
-            del self.tail[:excess]
+    def add(self, data: memoryview) -> None:
+        if self.buffer is None:
+            self.buffer = unshared_memory(self.limit)
+        with memoryview(self.buffer) as buffer:
+            while data:
+                if self.total < self.half:
+                    at, room = self.total, self.half - self.total
+                else:  # a ring behind the first half
+                    size = self.limit - self.half
+                    if not size:
+                        self.total += len(data)
+                        return
+                    at = self.half + (self.total - self.half) % size
+                    room = self.limit - at
+                count = min(room, len(data))
+                buffer[at : at + count] = data[:count]
+                self.total += count
+                data = data[count:]
+
+    @property
+    def dropped(self) -> int:
+        return max(0, self.total - self.limit)
+
+    def ranges(self) -> list[tuple[int, int]]:
+        """What is kept, in order, as parts of the buffer."""
+        if self.total <= self.limit:
+            return [(0, self.total)] if self.total else []
+        size = self.limit - self.half
+        cut = self.half + ((self.total - self.half) % size if size else 0)
+        return [(0, self.half), (cut, self.limit), (self.half, cut)]
+
+
+def unshared_memory(size: int) -> mmap.mmap:
+    memory = mmap.mmap(-1, max(1, size))
+    memory.madvise(mmap.MADV_DONTFORK)
+    return memory
 
 
 def serve(plan: launcher.Plan, folder: str) -> NoReturn:
@@ -225,7 +260,7 @@ def _run(zygote: _Zygote) -> None:
     description = bytearray(int.from_bytes(length, "little"))
     _receive(control, description)
     calls = json.loads(description)
-    runs = [_Ends(call) for call in calls]
+    runs = [_Ends(call, zygote.scratch) for call in calls]
     peers = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_STREAM) if len(calls) == 2 else ()
     started = time.monotonic()
     fault = ""
@@ -306,21 +341,26 @@ def _kill(zygote: _Zygote, runs: list[_Ends]) -> None:
 
 
 def _reply(control: _socket.socket, runs: list[_Ends], seconds: float, fault: str) -> None:
-    ends, blobs = [], []
-    for run in runs:
-        streams = (run.out, run.err, run.result)
-        parts = [bytes(stream.head + stream.tail) for stream in streams]
-        blobs += parts
-        ends.append({
+    streams = [(run.out, run.err, run.result) for run in runs]
+    ends = [
+        {
             "status": run.status,
             "cpu": run.usage[0],
             "peak": run.usage[1],
             "flooded": run.flooded,
-            "sizes": [len(part) for part in parts],
-            "dropped": [stream.dropped for stream in streams],
-        })  # fmt: skip
+            "sizes": [min(stream.total, stream.limit) for stream in three],
+            "dropped": [stream.dropped for stream in three],
+        }
+        for run, three in zip(runs, streams, strict=True)
+    ]
     head = json.dumps({"ends": ends, "seconds": seconds, "fault": fault}).encode()
-    control.sendall(b"".join((len(head).to_bytes(4, "little"), head, *blobs)))
+    control.sendall(len(head).to_bytes(4, "little") + head)
+    for stream in (stream for three in streams for stream in three):
+        if stream.buffer is not None:
+            with memoryview(stream.buffer) as buffer:
+                for start, end in stream.ranges():
+                    control.sendall(buffer[start:end])
+            stream.buffer.close()
 
 
 # The call --------------------------------------------------------------------------------------------------------
@@ -355,8 +395,11 @@ def _enter(zygote: _Zygote, call: dict[str, Any], theirs: tuple[int, int, int], 
     places = [place for place, end in enumerate((zygote.null, *theirs, peer)) if end >= 0]
     for place, end in zip(places, ends, strict=True):
         os.dup2(end, place)
-    for number in (_signal.SIGPIPE, _signal.SIGXFSZ, _signal.SIGTERM, _signal.SIGINT):
-        _signal.signal(number, _signal.SIG_DFL)
+    # As an interpreter that has just started: writes that cannot be done are errors, not the end.
+    for number in (_signal.SIGPIPE, _signal.SIGXFSZ):
+        _signal.signal(number, _signal.SIG_IGN)
+    _signal.signal(_signal.SIGTERM, _signal.SIG_DFL)
+    _signal.signal(_signal.SIGINT, _signal.default_int_handler)
     launcher.set_limits(call["limits"], counted_alone=plan["namespaces"])
     if plan["owner"] is not None:
         launcher.become_user(plan["owner"])
