@@ -282,23 +282,18 @@ def _typed(model: Any, data: dict[str, Any]) -> Any:
 
 def _overrides(given: list[str] | None) -> dict[str, Any]:
     """`--set a.b=value` flags as nested data."""
-    import yaml
-
     from codemill.core.errors import ConfigError
+    from codemill.recipe.load import parse_setting
 
     data: dict[str, Any] = {}
     for item in given or []:
-        key, equals, text = item.partition("=")
-        if not equals or not key.strip():
-            raise ConfigError(f"--set {item}: write it as field=value")
+        (*groups, last), value = parse_setting(item, "field=value")
         target = data
-        *groups, last = key.strip().split(".")
         for group in groups:
             target = target.setdefault(group, {})
-        try:
-            target[last] = yaml.safe_load(text)
-        except yaml.YAMLError:
-            raise ConfigError(f"--set {item}: the value is not YAML") from None
+            if not isinstance(target, dict):
+                raise ConfigError(f"--set {item}: {group} was set to a value before, it is not a group of fields")
+        target[last] = value
     return data
 
 

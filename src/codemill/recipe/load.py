@@ -107,14 +107,7 @@ def _copy_same(data: dict[str, Any], lines: Lines, path: Path) -> None:
 
 def _apply(data: dict[str, Any], lines: Lines, override: str) -> None:
     """Set `stage.field[.field]=value`; a top-level field needs no dot."""
-    key, equals, text = override.partition("=")
-    parts = key.strip().split(".")
-    if not equals or not all(parts):
-        raise ConfigError(f"--set {override}: write it as stage.field=value")
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError:
-        raise ConfigError(f"--set {override}: the value is not YAML") from None
+    parts, value = parse_setting(override, "stage.field=value")
     stages = data.get("stages") if isinstance(data.get("stages"), dict) else {}
     assert isinstance(stages, dict)
     if parts[0] == "stages":
@@ -134,6 +127,18 @@ def _apply(data: dict[str, Any], lines: Lines, override: str) -> None:
         target[parts[-1]] = value
     prefix = () if target is data else ("stages",)
     lines[(*prefix, *parts)] = 0  # 0: came from the command line
+
+
+def parse_setting(given: str, form: str) -> tuple[list[str], Any]:
+    """`a.b=value` as its path and its value, which is YAML. `form` is what an error says it should look like."""
+    key, equals, text = given.partition("=")
+    parts = [part.strip() for part in key.split(".")]
+    if not equals or not all(parts):
+        raise ConfigError(f"--set {given}: write it as {form}")
+    try:
+        return parts, yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise ConfigError(f"--set {given}: the value is not YAML") from None
 
 
 def _index(values: list[Any], part: str, override: str) -> int:
