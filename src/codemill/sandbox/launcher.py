@@ -104,6 +104,12 @@ def main(plan: Plan) -> NoReturn:
 
 def _prepare(plan: Plan) -> None:
     os.umask(0o077)
+    if plan.get("group") is not None:
+        try:
+            os.write(plan["group"], b"0")  # this process, and so all that it starts
+        except OSError as error:
+            raise Failed("memory group", str(error)) from None
+        os.close(plan["group"])
     if os.geteuid() == 0:
         try:
             os.setgroups([])

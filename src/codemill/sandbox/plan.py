@@ -60,6 +60,7 @@ class Layers:
     mounts: bool = True  # mount namespace: a root of its own; needs the others
     landlock: int = _SCOPE_ABI
     seccomp: bool = True
+    memory_group: bool = True  # a control group for the memory of the tree, where one can be made
     users: bool = True  # as root only: a user of its own for each job, where it can reach the trees it may read
 
     @property
@@ -95,7 +96,10 @@ class Layers:
                 seccomp_ if not self.signals_scoped else "",
                 "RLIMIT_NPROC, watcher" if counted else "watcher",
             ],
-            Axis.MEMORY: ["RLIMIT_AS, watcher" if address_space else "RLIMIT_DATA, watcher"],
+            Axis.MEMORY: [
+                "control group" if self.memory_group else "",
+                "RLIMIT_AS, watcher" if address_space else "RLIMIT_DATA, watcher",
+            ],
             Axis.TIME: ["wall timer, RLIMIT_CPU, watcher"],
             Axis.OUTPUT: ["capped pipes, RLIMIT_FSIZE", "tmpfs size" if self.own_mounts else "disk watcher"],
         }

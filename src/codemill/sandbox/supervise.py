@@ -21,9 +21,10 @@ from typing import IO, Any
 
 from codemill.core.errors import InputError, IsolationError, UnavailableError
 from codemill.sandbox import launcher, tree
-from codemill.sandbox.job import End, Job, Outcome
+from codemill.sandbox.job import End, Job, NotExecutableError, Outcome
+from codemill.sandbox.memory_group import MemoryGroup
 from codemill.sandbox.plan import Layers, base_python, build_plan, isolation
-from codemill.sandbox.policy import Axis, Policy
+from codemill.sandbox.policy import MIB, Axis, Policy
 
 _TICK = 0.02  # seconds between two looks at the tree
 _START_SECONDS = 60.0  # a launcher that takes longer is stuck: a machine in trouble, not the job's fault
@@ -31,6 +32,7 @@ _KILL_SECONDS = 10.0
 _DISK_TICKS = 5  # walking the folder is dearer than looking at the tree
 _INODE_BYTES = 4096
 _CHUNK = 65536
+OWN_BYTES = 64 * MIB  # what launcher and first process may take
 _BOOT = (
     "import marshal,sys\n"
     "with open(int(sys.argv[1]),'rb') as f:c,p=marshal.load(f),marshal.load(f)\n"
@@ -127,6 +129,21 @@ def why_ended(code: int, cpu: float, peak: int, stderr: bytes, policy: Policy) -
     return "exited" if code > 0 else "signal"
 
 
+def memory_group(layers: Layers, limit_bytes: int) -> MemoryGroup | None:
+    """A group for a tree of that much memory, beside which our own processes need some; None where there is none."""
+    if not layers.memory_group:
+        return None
+    group = MemoryGroup.make()
+    if group is None:
+        raise LayerError("memory group", "no control group can be made any more")
+    try:
+        group.limit(limit_bytes + OWN_BYTES)
+    except OSError as error:
+        group.close()
+        raise LayerError("memory group", str(error)) from None
+    return group
+
+
 def memory_file(data: bytes) -> int:
     """Bytes as a read-only descriptor, without a name on disk and without a writer that could block."""
     with _nameless_file() as out:
@@ -146,6 +163,7 @@ class _Run:
         self._job, self._policy, self._layers, self._cancel = job, policy, layers, cancel
         self.own_user = False
         self._process: subprocess.Popen[bytes] | None = None
+        self._group: MemoryGroup | None = None
         self._selector = selectors.DefaultSelector()
         self._owned: list[int] = []  # our ends of the pipes
         self._lent: list[int] = []  # the launcher's ends, closed as soon as it has them
@@ -187,7 +205,11 @@ class _Run:
         plan["result"] = self._pipe(self._add_result) if self._job.result else None
         spec = self._lend(launcher_code() + marshal.dumps(plan))
         stdin = self._lend(self._job.stdin) if self._job.stdin else subprocess.DEVNULL
-        passed = [spec, plan["status"], plan["workspace_fd"], plan["result"]]
+        self._group = memory_group(self._layers, self._policy.memory_bytes + self._policy.disk_bytes)
+        plan["group"] = self._group.join() if self._group else None
+        if plan["group"] is not None:
+            self._lent.append(plan["group"])
+        passed = [spec, plan["status"], plan["workspace_fd"], plan["result"], plan["group"]]
         self._process = subprocess.Popen(
             [base_python(), "-I", "-S", "-B", "-c", _BOOT, str(spec)],
             stdin=stdin,
@@ -377,7 +399,7 @@ class _Run:
         self._cpu, self._peak = max(self._cpu, cpu), max(self._peak, peak)
         code = os.waitstatus_to_exitcode(status)
         return Outcome(
-            end=self._killed_for or why_ended(code, self._cpu, self._peak, self._err.value(), self._policy),
+            end=self._killed_for or self._end(code),
             exit_code=code if code >= 0 and self._killed_for is None else None,
             signal=-code if code < 0 else None,
             stdout=self._out.value(),
@@ -390,9 +412,14 @@ class _Run:
             peak_bytes=self._peak,
         )
 
+    def _end(self, code: int) -> End:
+        if code < 0 and self._group is not None and self._group.killed():
+            return "memory"
+        return why_ended(code, self._cpu, self._peak, self._err.value(), self._policy)
+
     def _as_error(self, step: str, text: str) -> Exception:
         if step == "exec":
-            return InputError(f"{self._job.argv[0]}: cannot be executed in the sandbox: {text}")
+            return NotExecutableError(f"{self._job.argv[0]}: cannot be executed in the sandbox: {text}")
         if step == "files":
             return InputError(f"{self._job.workspace or 'files'}: a sandbox job's folder cannot be filled: {text}")
         if step in ("start", "limits"):
@@ -409,6 +436,8 @@ class _Run:
                 self._kill_by_hand()
                 self._process.wait()
         self._selector.close()
+        if self._group is not None:
+            self._group.close()
         self._close(self._owned)
         self._close(self._lent)
         if self._init_handle is not None:

@@ -23,7 +23,15 @@ from codemill.sandbox import launcher, tree, zygote
 from codemill.sandbox.job import RESULT_BYTES, End, Job, Outcome
 from codemill.sandbox.plan import Layers, base_python, build_plan, isolation, job_limits, warm_filters
 from codemill.sandbox.policy import Axis, Policy
-from codemill.sandbox.supervise import CancelledRun, LayerError, launcher_code, memory_file, why_ended
+from codemill.sandbox.supervise import (
+    OWN_BYTES,
+    CancelledRun,
+    LayerError,
+    launcher_code,
+    memory_file,
+    memory_group,
+    why_ended,
+)
 
 _TICK = 0.02
 _START_SECONDS = 60.0
@@ -84,6 +92,8 @@ class Worker:
         self._layers, self._process_others = layers, 2 if layers.namespaces and plan["owner"] is None else 0
         self._isolation = isolation(layers, breaches, own_user=plan["owner"] is not None)
         self._box = "" if layers.own_mounts else tempfile.mkdtemp(prefix="codemill-sandbox-")
+        self._group = memory_group(layers, policy.memory_bytes + policy.disk_bytes)
+        self._oom_kills = 0
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the worker
         self._root = 0  # process id of the warm interpreter as seen from here
         self.runs = 0
@@ -94,12 +104,14 @@ class Worker:
     def _spawn(self, plan: dict[str, Any], warm: Warm, theirs: socket.socket) -> subprocess.Popen[bytes]:
         status, told = os.pipe()
         environment = {key: text.replace("{box}", self._box or "/tmp") for key, text in plan["fixed_env"].items()}
+        group = self._group.join() if self._group else None
         plan |= {
             "box": self._box,
             "workspace_fd": None,
             "result": None,
             "status": told,
             "control": theirs.fileno(),
+            "group": group,
             "modules": [(path.stem, _module_code(path)) for path in warm.modules],
             "imports": list(warm.imports),
             **warm_filters(self._layers, plan),
@@ -111,7 +123,7 @@ class Worker:
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=self._errors,
-                pass_fds=(spec, told, theirs.fileno()),
+                pass_fds=(spec, told, theirs.fileno(), *(() if group is None else (group,))),
                 env=environment,
                 cwd="/",
                 start_new_session=True,
@@ -120,8 +132,9 @@ class Worker:
             os.close(status)
             raise UnavailableError(f"sandbox: a warm interpreter cannot be started: {error}") from None
         finally:
-            os.close(spec)
-            os.close(told)
+            for descriptor in (spec, told, group):
+                if descriptor is not None:
+                    os.close(descriptor)
         try:
             self._root = process.pid
             self._await_start(process, status)
@@ -170,6 +183,8 @@ class Worker:
     def run(self, calls: Sequence[Call], policies: Sequence[Policy], cancel: threading.Event) -> tuple[Outcome, ...]:
         """How the calls ended. Raises `WorkerDied`, `CancelledRun`, or `UnavailableError` for a machine in trouble."""
         self.runs += 1
+        if self._group is not None:
+            self._group.limit(sum(policy.memory_bytes for policy in policies) + policies[-1].disk_bytes + OWN_BYTES)
         try:
             self._send(calls, policies)
             watch = _Watch(self._root, policies, cancel, self._box)
@@ -178,6 +193,7 @@ class Worker:
             raise WorkerDied(f"{error} ({self._last_words()})") from None
         if watch.cancelled:
             raise CancelledRun
+        watch.starved = self._starved()
         if head["fault"]:
             raise UnavailableError(f"sandbox: {head['fault']}; is the machine short of memory or processes?")
         return tuple(
@@ -237,7 +253,9 @@ class Worker:
         code = os.waitstatus_to_exitcode(end["status"])
         stdout, stderr, result = end["parts"]
         cpu, peak = max(end["cpu"], watch.cpu[index]), max(end["peak"], watch.peak[index])
-        reason: End | None = watch.reasons.get(index) or ("output" if end["flooded"] else None)
+        reason: End | None = watch.reasons.get(index) or (
+            "output" if end["flooded"] else "memory" if code < 0 and watch.starved else None
+        )
         return Outcome(
             end=reason or why_ended(code, cpu, peak, stderr, policy),
             exit_code=code if code >= 0 and reason is None else None,
@@ -253,6 +271,11 @@ class Worker:
             isolation=self._isolation,
         )
 
+    def _starved(self) -> bool:
+        """Whether the kernel has killed a process of this tree for lack of memory since this was last asked."""
+        before, self._oom_kills = self._oom_kills, self._group.killed() if self._group else 0
+        return self._oom_kills > before
+
     def close(self) -> None:
         """The interpreter and everything below it are gone when this returns."""
         self._control.close()
@@ -264,6 +287,8 @@ class Worker:
             self._process.kill()
             self._process.wait()
         self._errors.close()
+        if self._group is not None:
+            self._group.close()
         if self._box and os.path.exists(self._box):
             with contextlib.suppress(OSError):
                 launcher.remove_tree(self._box)
@@ -277,7 +302,7 @@ class _Watch:
         self._ticks = 0
         self._started = time.monotonic()
         self._killed_at: float | None = None
-        self.cancelled = False
+        self.cancelled = self.starved = False
         self.reasons: dict[int, End] = {}
         self.cpu, self.peak = [0.0] * len(policies), [0] * len(policies)
 

@@ -24,6 +24,7 @@ from typing import Any
 from codemill.core.errors import IsolationError, UnavailableError
 from codemill.sandbox import seccomp
 from codemill.sandbox.job import Job, Outcome
+from codemill.sandbox.memory_group import MemoryGroup
 from codemill.sandbox.plan import Layers, base_python, isolation, own_user, python_argv
 from codemill.sandbox.policy import MIB, Axis, Policy
 from codemill.sandbox.supervise import LayerError, run_job
@@ -126,11 +127,16 @@ def _offered(wanted: Layers) -> tuple[Layers, dict[str, str]]:
     abi = min(wanted.landlock, landlock_abi())
     if abi == 0:
         missing["landlock"] = "the kernel does not offer it" if wanted.landlock else "not wanted"
+    group = MemoryGroup.make() if wanted.memory_group else None
+    if group is None:
+        missing["memory group"] = "no control group can be made here" if wanted.memory_group else "not wanted"
+    else:
+        group.close()
     machine = os.uname().machine
     filtered = wanted.seccomp and seccomp.supported(machine)
     if not filtered:
         missing["seccomp"] = f"no filter for {machine}" if wanted.seccomp else "not wanted"
-    return dataclasses.replace(wanted, landlock=abi, seccomp=filtered), missing
+    return dataclasses.replace(wanted, landlock=abi, seccomp=filtered, memory_group=group is not None), missing
 
 
 def _without(layers: Layers, step: str) -> Layers:
@@ -139,6 +145,7 @@ def _without(layers: Layers, step: str) -> Layers:
         "mounts": dataclasses.replace(layers, mounts=False),
         "landlock": dataclasses.replace(layers, landlock=0),
         "seccomp": dataclasses.replace(layers, seccomp=False),
+        "memory group": dataclasses.replace(layers, memory_group=False),
         "users": dataclasses.replace(layers, users=False),
     }
     return weaker.get(step, layers)
