@@ -17,6 +17,10 @@ RESULT_BYTES = 4 * 1024 * 1024
 End = Literal["exited", "signal", "timeout", "memory", "disk", "processes", "output"]
 
 
+class NotExecutableError(InputError):
+    """The job's program is not there inside the sandbox, or is no program."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
     """One program to run.

@@ -57,7 +57,8 @@ PROBE = zygote.PROBE
 class Warm:
     """What a warm interpreter holds before it is forked for a run.
 
-    `modules`: scripts of ours (trusted), loaded in this order as modules named by their stem.
+    `modules`: scripts of ours (trusted), loaded in this order as modules named by their stem. A function `prime` in one of
+        them is called then: what it does need not be done for the first time in every run.
     `imports`: modules of the standard library imported beforehand.
     """
 

@@ -46,7 +46,7 @@ class _Zygote:
         self.work = folder + launcher.WORK
         self.control = _socket.socket(fileno=plan["control"])
         self.null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
-        self.entries: dict[str, Callable[[bytes], object]] = {PROBE: len}
+        self.entries: dict[str, Callable[..., object]] = {PROBE: len}
         self.own_pids = plan.get("own_pids", -1)
         self.rules: list[int] = []
         self.clean: tuple[Any, ...] = ()
@@ -62,6 +62,10 @@ class _Zygote:
             for key, value in list(module.__dict__.items()):
                 if callable(value):
                     self.entries[f"{name}:{key}"] = value
+        for name, _ in self.plan["modules"]:
+            prime = self.entries.get(f"{name}:prime")
+            if prime is not None:  # done once here is half done in every fork
+                prime()
 
     def drop_rights(self) -> None:
         """Once for all calls: no way to gain a privilege, nothing in the bounding set."""

@@ -6,7 +6,7 @@ program notices: test code is compiled apart from the program, so that an answer
 sees Python's own builtins; and the proof is a nonce reported after the test's last statement, never an exit status.
 
 What this does not stop: answer and test share one process, so an answer that walks frames for the nonce, or returns an
-object equal to everything, can pass. Separating the two processes is a different verifier.
+object equal to everything, can pass. `codemill.tasks.call` separates the two processes.
 """
 
 from __future__ import annotations
@@ -19,11 +19,14 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from codemill.core.contracts import Answer, Status, Task, TestResult, Verdict
-from codemill.sandbox import Job, Outcome, Policy, Sandbox, python_argv
+from codemill.sandbox import Call, Outcome, Policy, Sandbox, Warm
 from codemill.tasks.harness import INSIDE, START_UP_SECONDS, Report, ending, load_factor, read_report, tail
 
 REFERENCE_SECONDS = 3.0
 MAX_ANSWER_CHARACTERS = 1 << 20
+# What the programs of HumanEval and MBPP import, so that no run has to pay for it.
+WARM_IMPORTS = ("typing", "math", "re", "collections", "itertools", "functools", "random", "string", "heapq", "copy")
+WARM = Warm(modules=(INSIDE / "run_program.py", INSIDE / "rehearse.py"), imports=WARM_IMPORTS)
 
 
 class ProgramSpec(BaseModel):
@@ -49,18 +52,17 @@ class ProgramVerifier:
             return refused
         limit = self._spec.seconds * load_factor()
         nonce = secrets.token_hex(16)
-        outcome = await sandbox.run(self._job(task, answer, nonce, limit))
+        (outcome,) = await sandbox.run_warm(WARM, (self._call(task, answer, nonce, limit),))
         report = read_report(outcome.result, nonce)
         status, reason = self._judge(outcome, report, limit)
         return verdict(task, answer, outcome, status, reason, _tests(report))
 
-    def _job(self, task: Task, answer: Answer, nonce: str, limit: float) -> Job:
+    def _call(self, task: Task, answer: Answer, nonce: str, limit: float) -> Call:
         program = task.prefix + (answer.completion or "") + (task.suffix or "")
         request = {"nonce": nonce, "program": program + "\n", "test": f"{self._spec.test}\n{self._spec.call}\n"}
-        return Job(
-            argv=python_argv(INSIDE / "run_program.py"),
-            readable=(INSIDE,),
-            stdin=json.dumps(request).encode(),
+        return Call(
+            entry="run_program:main",
+            payload=json.dumps(request).encode(),
             policy=Policy(wall_seconds=limit + START_UP_SECONDS, cpu_seconds=math.ceil(self._spec.seconds) + 2),
             result=True,
         )

@@ -1,6 +1,8 @@
 """From an answer to a verdict: choosing the verifier of a task, and running many at once.
 
-The kinds are a closed set: `program` (one program and its test) and `workspace` (a repository and its tests).
+The kinds are a closed set: `call` (functions, called by a test in another process), `program` (a program and its test in
+one process), `stdio` (what a program prints for given inputs), `command` (build steps, then runs), `workspace` (a
+repository and its tests) and `combination` (weighted parts).
 """
 
 from __future__ import annotations
@@ -19,7 +21,11 @@ from pydantic import BaseModel, ValidationError
 from codemill.core.contracts import Answer, Status, Task, Verdict
 from codemill.core.errors import InputError, UnavailableError
 from codemill.sandbox import Sandbox
+from codemill.tasks.call import CallSpec, CallVerifier
+from codemill.tasks.combination import CombinationSpec, CombinationVerifier
+from codemill.tasks.command import CommandSpec, CommandVerifier
 from codemill.tasks.program import ProgramSpec, ProgramVerifier
+from codemill.tasks.stdio import StdioSpec, StdioVerifier
 from codemill.tasks.workspace import WorkspaceSpec, WorkspaceVerifier
 
 Spec = TypeVar("Spec", bound=BaseModel)
@@ -37,12 +43,21 @@ def verifier_for(task: Task, folder: Path) -> Verifier:
     Raises `InputError` for a description that is malformed or of an unknown kind.
     """
     match task.verifier.get("kind"):
+        case "call":
+            return CallVerifier(_spec(CallSpec, task), task.id)
         case "program":
             return ProgramVerifier(_spec(ProgramSpec, task))
+        case "stdio":
+            return StdioVerifier(_spec(StdioSpec, task))
+        case "command":
+            return CommandVerifier(_spec(CommandSpec, task), folder)
         case "workspace":
             return WorkspaceVerifier(_spec(WorkspaceSpec, task), folder)
+        case "combination":
+            return CombinationVerifier(_spec(CombinationSpec, task), task, lambda part: verifier_for(part, folder))
         case kind:
-            raise InputError(f"task {task.id}: unknown verifier kind {kind!r}; valid kinds: program, workspace")
+            valid = "call, program, stdio, command, workspace, combination"
+            raise InputError(f"task {task.id}: unknown verifier kind {kind!r}; valid kinds: {valid}")
 
 
 def _spec(model: type[Spec], task: Task) -> Spec:

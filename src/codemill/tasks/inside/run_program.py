@@ -1,6 +1,6 @@
 """Runs one program and its test inside the jail, and reports on descriptor 3 whether the test came to its end.
 
-Request, JSON on standard input: `nonce`, `program` (prefix, answer and suffix), `test` (the test code with its call).
+Payload, JSON: `nonce`, `program` (prefix, answer and suffix), `test` (the test code with its call).
 Report, JSON lines on descriptor 3, each with the nonce: `{"ready": true}` before any of the answer runs, and
 `{"end": true, "tests": [...], "seconds": s}` after the last statement of the test.
 
@@ -13,17 +13,17 @@ import json
 import os
 import sys
 import time
-import types
+import traceback
 
 
-def main() -> None:
-    request = json.loads(sys.stdin.buffer.read())
+def main(payload: bytes) -> None:
+    request = json.loads(payload)
     write, now, leave, dumps = os.write, time.monotonic, os._exit, json.dumps
     nonce = request["nonce"]
     flush = sys.stdout.flush
     write(3, (dumps({"nonce": nonce, "ready": True}) + "\n").encode())
 
-    module = types.ModuleType("program")
+    module = type(sys)("program")
     sys.modules["program"] = module
     namespace = vars(builtins)
     original = dict(namespace)
@@ -58,15 +58,9 @@ def describe(error: BaseException) -> str:
     """Exception type, message and where it happened; a hostile `__str__` is not trusted to work."""
     try:
         text = f"{type(error).__name__}: {error}"[:600]
-        import traceback
-
         for frame in traceback.extract_tb(error.__traceback__)[-4:]:
             if frame.filename in ("program.py", "test.py"):
                 text += f"\n  {frame.filename}:{frame.lineno} in {frame.name}"
         return text
     except BaseException:
         return "an exception that cannot be printed"
-
-
-if __name__ == "__main__":
-    main()

@@ -1,0 +1,85 @@
+"""The zoo: no cheating answer may pass or make itself unscorable, no honest but odd one may be rejected."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import pytest
+from zoo.cheats import CHEATS
+from zoo.honest import HONEST
+from zoo.questions import QUESTIONS, Entry
+
+from codemill.core.contracts import Answer, Task, Verdict
+from codemill.sandbox import Job, Policy, Sandbox, python_argv
+from codemill.tasks.call import CallSpec
+from codemill.tasks.verifiers import verify_all
+
+
+def named(entries: Iterable[Entry]) -> list[object]:
+    return [pytest.param(entry, id=entry.name.replace(" ", "-")) for entry in entries]
+
+
+def question(name: str) -> Task:
+    asked = QUESTIONS[name]
+    spec = CallSpec(kind="call", test=asked.test, names=asked.names, whole=True, seconds=asked.seconds)
+    return Task(id=name, verifier=spec.model_dump())
+
+
+def verdicts(entries: Iterable[Entry], sandbox: Sandbox) -> Mapping[str, Verdict]:
+    listed = list(entries)
+    pairs = [
+        (question(entry.question), Answer(task_id=entry.question, completion=entry.answer, sample=number))
+        for number, entry in enumerate(listed)
+    ]
+    return {listed[verdict.sample].name: verdict for verdict in verify_all(pairs, sandbox, Path())}
+
+
+def test_the_zoo_is_large_and_its_names_are_its_own() -> None:
+    assert len(CHEATS) >= 55
+    assert len(HONEST) >= 55
+    for kind in (CHEATS, HONEST):
+        assert len({entry.name for entry in kind}) == len({entry.answer for entry in kind}) == len(kind)
+
+
+@pytest.fixture(scope="module")
+def honest(sandbox: Sandbox) -> Mapping[str, Verdict]:
+    plain = [Entry(f"plain {name}", "", name, asked.right) for name, asked in QUESTIONS.items()]
+    return verdicts([*plain, *HONEST], sandbox)
+
+
+@pytest.mark.parametrize("name", QUESTIONS)
+def test_plain_answers_pass(name: str, honest: Mapping[str, Verdict]) -> None:
+    verdict = honest[f"plain {name}"]
+    assert verdict.passed, (verdict.status, verdict.reason)
+
+
+@pytest.mark.parametrize("entry", named(HONEST))
+def test_honest_answers_pass(entry: Entry, honest: Mapping[str, Verdict]) -> None:
+    verdict = honest[entry.name]
+    assert verdict.passed, (verdict.status, verdict.reason, verdict.stderr)
+
+
+@pytest.fixture(scope="module")
+def cheating(sandbox: Sandbox) -> Mapping[str, Verdict]:
+    return verdicts(CHEATS, sandbox)
+
+
+@pytest.mark.parametrize("entry", named(CHEATS))
+def test_cheats_do_not_pass(entry: Entry, cheating: Mapping[str, Verdict]) -> None:
+    verdict = cheating[entry.name]
+    assert not verdict.passed
+    assert verdict.scorable, verdict.reason
+    assert verdict.score == 0
+    assert verdict.reason
+
+
+def test_a_harness_in_one_process_is_fooled(sandbox: Sandbox) -> None:
+    """The cheats are cheats: these pass where the test runs behind the answer and the exit status decides."""
+    policy = Policy(wall_seconds=6, cpu_seconds=6)
+    entries = [entry for entry in CHEATS if entry.fools]
+    programs = [f"{entry.answer}\n{QUESTIONS[entry.question].test}".encode() for entry in entries]
+    jobs = [Job(argv=python_argv("main.py"), files={"main.py": program}, policy=policy) for program in programs]
+    ended = {entries[index].name: outcome for index, outcome in sandbox.run_all(jobs)}
+    assert len(entries) >= 25
+    assert {name: outcome.stderr for name, outcome in ended.items() if not outcome.succeeded} == {}
