@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 _PR_SET_PDEATHSIG, _PR_SET_SECUREBITS, _PR_CAPBSET_DROP, _PR_SET_CHILD_SUBREAPER = 1, 28, 24, 36
 _PR_SET_NO_NEW_PRIVS, _PR_SET_SECCOMP, _SECCOMP_MODE_FILTER = 38, 22, 2
-_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL, _CAPABILITY_VERSION = 47, 4, 0x20080522
+_CAPABILITY_HEADER, _NO_CAPABILITIES = struct.pack("=Ii", 0x20080522, 0), bytes(24)
 _SECURE_NO_ROOT = 0x2F  # no-root and no-setuid-fixup and their locks, and the lock of keep-caps
 
 _NEW_NAMESPACES = 0x10000000 | 0x20000000 | 0x40000000 | 0x08000000 | 0x04000000  # user, pid, net, ipc, uts
@@ -679,9 +679,13 @@ def drop_bounding_set() -> None:
 
 
 def drop_capabilities() -> None:
-    _prctl(_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL)
-    header, none = struct.pack("=Ii", _CAPABILITY_VERSION, 0), bytes(24)
-    _check("privileges", _libc.capset(header, none))
+    """Of all sets: what is not permitted is not ambient either."""
+    _check("privileges", _libc.capset(_CAPABILITY_HEADER, _NO_CAPABILITIES))
+
+
+def current_processor() -> int:
+    number: int = _libc.sched_getcpu()
+    return number
 
 
 def resolve_symbols() -> None:
@@ -723,7 +727,14 @@ def landlock_restrict(ruleset: int) -> None:
 
 
 def filter_calls(program: bytes, own_pid: bytes) -> None:
-    code = program.replace(own_pid, struct.pack("<I", os.getpid()))
-    buffer = ctypes.create_string_buffer(code, len(code))
-    header = ctypes.create_string_buffer(struct.pack("@HP", len(code) // 8, ctypes.addressof(buffer)))
-    _check("seccomp", _prctl(_PR_SET_SECCOMP, _SECCOMP_MODE_FILTER, ctypes.addressof(header)))
+    load_filter(filter_header(program.replace(own_pid, struct.pack("<I", os.getpid()))))
+
+
+def filter_header(program: bytes) -> tuple[Any, Any]:
+    """The kernel's description of a filter, and the filter, which must live as long."""
+    buffer = ctypes.create_string_buffer(program, len(program))
+    return ctypes.create_string_buffer(struct.pack("@HP", len(program) // 8, ctypes.addressof(buffer))), buffer
+
+
+def load_filter(header: tuple[Any, Any]) -> None:
+    _check("seccomp", _prctl(_PR_SET_SECCOMP, _SECCOMP_MODE_FILTER, ctypes.addressof(header[0])))

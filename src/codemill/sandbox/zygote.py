@@ -21,6 +21,7 @@ import gc
 import json
 import mmap
 import os
+import resource
 import select
 import sys
 import time
@@ -34,7 +35,9 @@ if TYPE_CHECKING:
 
 _NEW_PID = 0x20000000
 _CHUNK = 65536
+_TOGETHER_MILLISECONDS = 50
 PROBE = "zygote:nothing"  # a call that cannot fail, to tell a sick machine from a sick answer
+_ABOVE = 16
 _FIRST_FREE = 5  # descriptors of a call: standard ones, 3 its results, 4 its peer
 
 
@@ -44,13 +47,20 @@ class _Zygote:
     def __init__(self, plan: launcher.Plan, folder: str) -> None:
         self.plan, self.folder = plan, folder
         self.work = folder + launcher.WORK
-        self.control = _socket.socket(fileno=plan["control"])
-        self.null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
+        self.control = _socket.socket(fileno=_out_of_the_way(plan["control"]))
+        plan["status"] = _out_of_the_way(plan["status"])
+        self.own_pids = _out_of_the_way(plan["own_pids"]) if plan["namespaces"] else -1
+        null = fcntl.fcntl(os.open("/dev/null", os.O_RDWR), fcntl.F_DUPFD_CLOEXEC, _ABOVE)
+        for place in (0, 1, 3, 4):  # so that whatever is opened from now on lies above the places of a call
+            os.dup2(null, place, inheritable=False)
+        os.closerange(_FIRST_FREE, _ABOVE)
         self.entries: dict[str, Callable[..., object]] = {PROBE: len}
-        self.own_pids = plan.get("own_pids", -1)
         self.rules: list[int] = []
         self.clean: tuple[Any, ...] = ()
+        self.limits: dict[str, list[tuple[int, tuple[int, int]]]] = {}
+        self.filter: Any = None
         self.scratch = unshared_memory(_CHUNK)
+        self.processors = os.sched_getaffinity(0)
 
     def load(self) -> None:
         """Import and run the trusted modules; the functions that calls name are found in them."""
@@ -74,6 +84,8 @@ class _Zygote:
         launcher.resolve_symbols()
         if self.plan["own_seccomp"] is not None:
             launcher.filter_calls(self.plan["own_seccomp"], self.plan["own_pid"])
+        if self.plan["seccomp"] is not None and self.plan["own_pid"] not in self.plan["seccomp"]:
+            self.filter = launcher.filter_header(self.plan["seccomp"])
 
     def prepare_folder(self) -> None:
         """The file rules name the folder itself, so a new folder needs new rules."""
@@ -109,6 +121,22 @@ class _Zygote:
             launcher.give(self.folder, self.plan["owner"])
         self.prepare_folder()
 
+    def limits_of(self, call: dict[str, Any]) -> list[Any]:
+        """The limits of a call as the system wants them, no higher than this process's own."""
+        if not self.plan["namespaces"]:
+            return list(call["limits"])
+        key = repr(call["limits"])
+        if key not in self.limits:
+            found = []
+            for name, *pair in call["limits"]:
+                number = getattr(resource, name)
+                ceiling = resource.getrlimit(number)[1]
+                soft, hard = (v if ceiling == resource.RLIM_INFINITY else min(v, ceiling) for v in pair)
+                if (soft, hard) != resource.getrlimit(number):
+                    found.append((number, (soft, hard)))
+            self.limits = {key: found, **dict(list(self.limits.items())[:16])}
+        return self.limits[key]
+
     def fork(self) -> int:
         """As `os.fork`, into a new pid namespace where there are namespaces."""
         if not self.plan["namespaces"]:
@@ -122,6 +150,12 @@ class _Zygote:
         if child:
             launcher.enter_namespace(self.own_pids, _NEW_PID)
         return child
+
+
+def _out_of_the_way(descriptor: int) -> int:
+    copy = fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, _ABOVE)
+    os.close(descriptor)
+    return copy
 
 
 class _Ends:
@@ -266,6 +300,9 @@ def _run(zygote: _Zygote) -> None:
     calls = json.loads(description)
     runs = [_Ends(call, zygote.scratch) for call in calls]
     peers = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_STREAM) if len(calls) == 2 else ()
+    if peers:
+        # The two take turns: a wake-up on the same processor costs a fraction of one across.
+        os.sched_setaffinity(0, {launcher.current_processor()})
     started = time.monotonic()
     fault = ""
     for index, run in enumerate(runs):
@@ -279,6 +316,8 @@ def _run(zygote: _Zygote) -> None:
         payload.close()
     for peer in peers:
         peer.close()
+    if peers:
+        os.sched_setaffinity(0, zygote.processors)
     _watch(zygote, runs, kill=bool(fault))
     seconds = time.monotonic() - started
     zygote.renew_folder()
@@ -287,6 +326,7 @@ def _run(zygote: _Zygote) -> None:
 
 def _start(zygote: _Zygote, run: _Ends, payload: mmap.mmap, peer: int, *, private: bool) -> None:
     theirs = run.open()
+    run.call["limits"] = zygote.limits_of(run.call)
     run.pid = zygote.fork()
     if run.pid == 0:
         _become_call(zygote, run.call, payload, theirs, peer, private)
@@ -310,8 +350,13 @@ def _watch(zygote: _Zygote, runs: list[_Ends], *, kill: bool) -> None:
     if kill:
         _kill(zygote, runs)
     left = sum(run.handle >= 0 for run in runs)
+    patience = _TOGETHER_MILLISECONDS if len(runs) == 2 else None
     while left:
-        for descriptor, _ in poll.poll():
+        ready = poll.poll(patience)
+        if not ready:
+            patience = None
+            _let_go(zygote, runs)
+        for descriptor, _ in ready:
             if descriptor == control:
                 if zygote.control.recv(1) != b"K":
                     raise ConnectionError
@@ -333,6 +378,16 @@ def _watch(zygote: _Zygote, runs: list[_Ends], *, kill: bool) -> None:
         launcher.kill_descendants(zygote.plan)
     for run in runs:
         run.close()
+
+
+def _let_go(zygote: _Zygote, runs: list[_Ends]) -> None:
+    """What takes longer may run wherever there is room."""
+    for run in runs:
+        if run.status is None:
+            try:
+                os.sched_setaffinity(run.pid, zygote.processors)
+            except OSError:
+                pass
 
 
 def _kill(zygote: _Zygote, runs: list[_Ends]) -> None:
@@ -394,27 +449,27 @@ def _enter(zygote: _Zygote, call: dict[str, Any], theirs: tuple[int, int, int], 
     plan = zygote.plan
     os.setsid()
     os.chdir(zygote.work if private else "/")
-    rules = fcntl.fcntl(zygote.rules[not private], fcntl.F_DUPFD_CLOEXEC, 64) if zygote.rules else -1
-    ends = [fcntl.fcntl(place, fcntl.F_DUPFD_CLOEXEC, 64) for place in (zygote.null, *theirs, peer) if place >= 0]
-    places = [place for place, end in enumerate((zygote.null, *theirs, peer)) if end >= 0]
-    for place, end in zip(places, ends, strict=True):
-        os.dup2(end, place)
-    # As an interpreter that has just started: writes that cannot be done are errors, not the end.
-    for number in (_signal.SIGPIPE, _signal.SIGXFSZ):
-        _signal.signal(number, _signal.SIG_IGN)
-    _signal.signal(_signal.SIGTERM, _signal.SIG_DFL)
-    _signal.signal(_signal.SIGINT, _signal.default_int_handler)
-    launcher.set_limits(call["limits"], counted_alone=plan["namespaces"])
+    for place, end in enumerate((*theirs, peer), 1):
+        if end >= 0:
+            os.dup2(end, place)
+        else:
+            os.close(place)
+    if not plan["mounts"]:
+        _signal.signal(_signal.SIGTERM, _signal.SIG_DFL)
+    if plan["namespaces"]:
+        for number, pair in call["limits"]:
+            resource.setrlimit(number, pair)
+    else:
+        launcher.set_limits(call["limits"], counted_alone=False)
     if plan["owner"] is not None:
         launcher.become_user(plan["owner"])
     launcher.drop_capabilities()
-    if rules >= 0:
-        launcher.landlock_restrict(rules)
-    if plan["seccomp"] is not None:
+    if zygote.rules:
+        launcher.landlock_restrict(zygote.rules[not private])
+    if zygote.filter is not None:
+        launcher.load_filter(zygote.filter)
+    elif plan["seccomp"] is not None:
         launcher.filter_calls(plan["seccomp"], plan["own_pid"])
-    for place in (3, 4):
-        if place not in places:
-            os.closerange(place, place + 1)
     launcher.close_from(_FIRST_FREE)
 
 

@@ -95,8 +95,9 @@ class CallVerifier:
     def _calls(self, task: Task, answer: Answer, limit: float) -> tuple[Call, Call]:
         completion = answer.completion or ""
         program = completion if self._spec.whole else task.prefix + completion + (task.suffix or "")
+        program = program.removeprefix("\ufeff") + "\n"  # a file may begin with a byte-order mark
         policy = Policy(wall_seconds=limit + START_UP_SECONDS, cpu_seconds=math.ceil(self._spec.seconds) + 2)
-        request = json.dumps({"program": program + "\n", "names": self._spec.names}).encode()
+        request = json.dumps({"program": program, "names": self._spec.names}).encode()
         return (
             Call(entry="judge:main", payload=self._code.payload(self._spec.names, limit), policy=policy, result=True),
             Call(entry="candidate:main", payload=request, policy=policy),

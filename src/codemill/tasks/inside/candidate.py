@@ -32,6 +32,7 @@ PROGRAM = "program.py"
 _MAX_OBJECTS = 100_000
 _TEXT_CHARACTERS = 2000
 _FRAMES = 6
+_WIRE_DEPTH = 1000
 _JUDGES = "number of the judge's exception"  # in the instance's own dictionary: no attribute can collide
 
 
@@ -45,7 +46,7 @@ def main(payload: bytes) -> None:
     except BaseException as error:
         candidate.fail(error)
     else:
-        candidate.reply(found)
+        candidate.begin(found)
     candidate.serve()
 
 
@@ -60,12 +61,16 @@ class Candidate:
         self._functions: dict[int, Callable[..., Any]] = {}
         self._namespace: dict[str, Any] = {}
         self._asking = _thread.RLock()  # threads of the program take turns
-        self._codec = wire.Codec(self._refer, {
+        self._get_depth, self._set_depth = sys.getrecursionlimit, sys.setrecursionlimit
+        self._depth = self._get_depth()
+        resolvers = {
             "remote": lambda number: self._objects[number],
             "function": self._function,
             "iterator": lambda number: Iterator(self._function(number)),
             "builtin": lambda name: getattr(builtins, name),
-        })  # fmt: skip
+        }
+        # Instances of a class that the test has hold of keep their identity and their methods.
+        self._codec = wire.Codec(self._refer, resolvers, lambda kind: id(kind) in self._numbers)
 
     def load(self) -> dict[str, Any]:
         """Run the program in a module of its own."""
@@ -102,6 +107,11 @@ class Candidate:
         trace = trimmed_trace(error.__traceback__, self._program)
         self.send([1, self._codec.pack(type(error)), self._codec.pack_arguments(error), text, trace])
 
+    def begin(self, found: dict[str, Any]) -> None:
+        """The first reply: the names under test."""
+        self._widen_depth()
+        self.reply(found)
+
     def serve(self) -> None:
         """Do what the judge asks until it is gone."""
         try:
@@ -114,6 +124,10 @@ class Candidate:
     def _do(self, message: list[Any]) -> None:
         try:
             operation, number, arguments, *keywords = message
+            if operation == "contents":
+                self.send([0, self._codec.contents(self._objects[number])])
+                return
+            self._limit_depth(self._depth)
             if operation == "global":
                 value = self._namespace[arguments[0]]
             elif operation == "call":
@@ -122,9 +136,24 @@ class Candidate:
             else:
                 value = OPERATIONS[operation](self._objects[number], *arguments)
         except BaseException as error:
+            self._widen_depth()
             self.fail(error)
         else:
+            self._widen_depth()
             self.reply(value)
+
+    def _widen_depth(self) -> None:
+        """A program may lower the recursion limit for itself; the wire needs its usual depth."""
+        self._depth = self._get_depth()
+        if self._depth < _WIRE_DEPTH:
+            self._limit_depth(_WIRE_DEPTH)
+
+    def _limit_depth(self, depth: int) -> None:
+        try:
+            if depth != self._get_depth():
+                self._set_depth(depth)
+        except RecursionError:  # lower than where we are
+            pass
 
     def ask(self, number: int, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> Any:
         """Call one of the judge's functions; while it runs, it may call back."""
@@ -194,6 +223,8 @@ def kind_of(value: Any) -> str:
         return "generator"
     if hasattr(kind, "__next__"):
         return "iterator"
+    if wire.is_value(kind):
+        return "value"
     return "function" if callable(value) else "object"
 
 

@@ -189,6 +189,10 @@ class Checks:
         self.failed.setdefault(number, f"  expected {expected}\n  got      {got}")
 
     def _shown(self, value: Any) -> str:
+        try:  # noqa: SIM105 (no import just for this)
+            value = remote.contents(value)
+        except Exception:  # then it is shown as the object it is
+            pass
         self._answer.quiet = True
         try:
             return remote.shown(value)

@@ -71,7 +71,13 @@ class Connection:
         if keywords:
             message += [list(keywords), [pack(value) for value in keywords.values()]]
         self._send(message)
-        return self.reply()
+        try:
+            return self.reply()
+        except (StopIteration, StopAsyncIteration) as error:
+            if operation == "next":
+                raise
+            # As inside a generator: out of a call it would end the test's own `map` or loop without a word.
+            raise _renamed(error) from None
 
     def reply(self) -> Any:
         """Wait for the reply to what was asked last, serving calls of the test's functions meanwhile."""
@@ -268,7 +274,52 @@ class RemoteGenerator(RemoteIterator):
     __class__ = property(lambda self: _GENERATOR)  # what `isinstance` asks as well
 
 
+def _renamed(error: Exception) -> RuntimeError:
+    """A `RuntimeError` that names the exception and keeps the answer's trace."""
+    made = RuntimeError(f"the answer raised {type(error).__name__}")
+    vars(made).update(vars(error))
+    return made
+
+
+def _by_contents(name: str) -> Callable[..., Any]:
+    """An operator on the builtin value that the object holds at the moment, here and not at the answer's."""
+
+    def method(self: Remote, *operands: Any) -> Any:
+        others = [contents(operand) for operand in operands]
+        return getattr(contents(self), name, lambda *_: NotImplemented)(*others)
+
+    return method
+
+
+class RemoteValue(Remote):
+    # An instance of a class under test that is made from a builtin one.
+    __slots__ = ()
+    __doc__ = _DOC
+
+    def __bool__(self) -> bool:
+        return bool(contents(self))
+
+    def __hash__(self) -> int:
+        return hash(contents(self))
+
+    __eq__, __ne__, __lt__, __le__, __gt__, __ge__ = map(
+        _by_contents, ("__eq__", "__ne__", "__lt__", "__le__", "__gt__", "__ge__")
+    )
+    __add__, __radd__, __sub__, __rsub__ = map(_by_contents, ("__add__", "__radd__", "__sub__", "__rsub__"))
+
+
+def contents(value: Any) -> Any:
+    """The builtin value that a `RemoteValue` holds; anything else is itself."""
+    if type(value) is not RemoteValue:
+        return value
+    found = _ask(value, "contents")
+    if isinstance(found, Remote):  # its operators would ask the answer, and show it the operand
+        raise TypeError(f"an object of class {value._codemill_name} holds no builtin value")
+    return found
+
+
 _KINDS: dict[str, type[Remote]] = {
+    "value": RemoteValue,
     "function": RemoteFunction,
     "class": RemoteFunction,
     "iterator": RemoteIterator,

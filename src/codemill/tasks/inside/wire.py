@@ -115,11 +115,17 @@ class Codec:
     """Values to JSON and back.
 
     `refer` gets an object that is no value and returns the tagged object that stands for it, or raises `Unsendable`.
-    `resolvers` maps the tags that the other side's `refer` makes to functions of their decoded content.
+    `resolvers` maps the tags that the other side's `refer` makes to functions of their decoded content. `stays` says of a
+    class whether its instances are referred to even if a builtin class is among its bases.
     """
 
-    def __init__(self, refer: Callable[[Any], Any], resolvers: Mapping[str, Callable[[Any], Any]]) -> None:
-        self._refer = refer
+    def __init__(
+        self,
+        refer: Callable[[Any], Any],
+        resolvers: Mapping[str, Callable[[Any], Any]],
+        stays: Callable[[type], bool] = lambda kind: False,
+    ) -> None:
+        self._refer, self._stays = refer, stays
         self._resolvers = dict(resolvers)
         self._encode = json.JSONEncoder(ensure_ascii=False, check_circular=False, separators=(",", ":")).encode
         self._decode = json.JSONDecoder().raw_decode
@@ -157,7 +163,13 @@ class Codec:
             return self._pack_list(value, depth)
         if kind is tuple:
             return {"tuple": self._pack_list(value, depth)}
-        for base in kind.__mro__:
+        if kind not in _PACKERS and self._stays(kind):
+            return self._refer(value)
+        return self.contents(value, depth)
+
+    def contents(self, value: Any, depth: int = 0) -> Any:
+        """JSON data for what a value holds as one of the builtin class that its own is made from."""
+        for base in type(value).__mro__:
             packer = _PACKERS.get(base) or _library_packer(base)
             if packer is not None:
                 return packer(self, value, depth)
@@ -297,6 +309,11 @@ _LIBRARY: dict[tuple[str, str], Callable[[Codec, Any, int], Any]] = {
         "timedelta": [value.days, value.seconds, value.microseconds]
     },
 }
+
+
+def is_value(kind: type) -> bool:
+    """Whether instances of a class hold a builtin value."""
+    return any(base in _PACKERS or _library_packer(base) is not None for base in kind.__mro__)
 
 
 def _library_packer(kind: type) -> Callable[[Codec, Any, int], Any] | None:
