@@ -340,8 +340,8 @@ class _Watch:
                 self.reasons[len(self._policies) - 1] = "disk"
 
     def _look_at_trees(self) -> None:
-        # The interpreter starts the calls in their order, and process ids grow.
-        for index, child in enumerate(sorted(tree.children(self._root))[: len(self._policies)]):
+        # The interpreter starts the last call first, and process ids grow.
+        for index, child in enumerate(sorted(tree.children(self._root), reverse=True)[: len(self._policies)]):
             policy = self._policies[index]
             used = tree.usage(child, with_root=True, enough=policy.processes)
             if used.tasks > policy.processes:

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 _NEW_PID = 0x20000000
 _CHUNK = 65536
 _TOGETHER_MILLISECONDS = 50
+_MADV_DOFORK = 11
 PROBE = "zygote:nothing"  # a call that cannot fail, to tell a sick machine from a sick answer
 _ABOVE = 16
 _FIRST_FREE = 5  # descriptors of a call: standard ones, 3 its results, 4 its peer
@@ -124,7 +125,7 @@ class _Zygote:
     def limits_of(self, call: dict[str, Any]) -> list[Any]:
         """The limits of a call as the system wants them, no higher than this process's own."""
         if not self.plan["namespaces"]:
-            return list(call["limits"])
+            return []
         key = repr(call["limits"])
         if key not in self.limits:
             found = []
@@ -161,8 +162,10 @@ def _out_of_the_way(descriptor: int) -> int:
 class _Ends:
     """The supervisor-side ends of one call, and what came out of them."""
 
-    def __init__(self, call: dict[str, Any], scratch: mmap.mmap) -> None:
-        self.call, self.scratch = call, scratch
+    def __init__(self, call: dict[str, Any], zygote: _Zygote) -> None:
+        self.call, self.scratch = call, zygote.scratch
+        self.limits = zygote.limits_of(call)
+        self.payload = unshared_memory(call["bytes"])  # inherited by this call's fork only
         self.pid = self.handle = -1
         self.status: int | None = None
         self.usage: tuple[float, int] = (0.0, 0)
@@ -172,8 +175,13 @@ class _Ends:
         self.out, self.err = _Stream(limit), _Stream(limit)
         self.result = _Stream(call["result_bytes"])
 
-    def open(self) -> tuple[int, int, int]:
-        """Pipes for what the call writes; returns the call's ends, -1 for a result channel that it has not."""
+        self.theirs = self._open()  # the call's ends: output, errors, results or -1; a peer is added
+
+    def receive(self, control: _socket.socket) -> None:
+        with memoryview(self.payload) as buffer:
+            _receive(control, buffer[: self.call["bytes"]])
+
+    def _open(self) -> list[int]:
         theirs = []
         for stream in (self.out, self.err, self.result):
             if stream is self.result and not self.call["result"]:
@@ -183,7 +191,7 @@ class _Ends:
             os.set_blocking(ours, False)
             self.streams[ours] = stream
             theirs.append(other)
-        return theirs[0], theirs[1], theirs[2]
+        return theirs
 
     def read(self, descriptor: int) -> bool:
         """Take what is there; False at the end."""
@@ -298,86 +306,109 @@ def _run(zygote: _Zygote) -> None:
     description = bytearray(int.from_bytes(length, "little"))
     _receive(control, description)
     calls = json.loads(description)
-    runs = [_Ends(call, zygote.scratch) for call in calls]
+    runs = [_Ends(call, zygote) for call in calls]
+    for run in runs:
+        run.receive(control)
     peers = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_STREAM) if len(calls) == 2 else ()
+    for run, peer in zip(runs, peers, strict=False):
+        run.theirs.append(peer.fileno())
     if peers:
         # The two take turns: a wake-up on the same processor costs a fraction of one across.
         os.sched_setaffinity(0, {launcher.current_processor()})
+    watch = _Watch(zygote, runs)
     started = time.monotonic()
-    fault = ""
-    for index, run in enumerate(runs):
-        payload = mmap.mmap(-1, max(1, run.call["bytes"]))
-        _receive(control, memoryview(payload)[: run.call["bytes"]])
-        if not fault:
-            try:
-                _start(zygote, run, payload, peers[index].fileno() if peers else -1, private=index == len(runs) - 1)
-            except (OSError, launcher.Failed) as error:
-                fault = str(error) or type(error).__name__
-        payload.close()
+    fault = _start(zygote, runs)
     for peer in peers:
         peer.close()
     if peers:
         os.sched_setaffinity(0, zygote.processors)
-    _watch(zygote, runs, kill=bool(fault))
+    watch.until_all_are_gone(kill=bool(fault))
     seconds = time.monotonic() - started
     zygote.renew_folder()
     _reply(control, runs, seconds, fault)
 
 
-def _start(zygote: _Zygote, run: _Ends, payload: mmap.mmap, peer: int, *, private: bool) -> None:
-    theirs = run.open()
-    run.call["limits"] = zygote.limits_of(run.call)
-    run.pid = zygote.fork()
-    if run.pid == 0:
-        _become_call(zygote, run.call, payload, theirs, peer, private)
-    for descriptor in theirs:
-        if descriptor >= 0:
-            os.close(descriptor)
-    run.handle = os.pidfd_open(run.pid)
+def _start(zygote: _Zygote, runs: list[_Ends]) -> str:
+    """Fork the calls, the last one first. Returns what went wrong, if something did.
 
-
-def _watch(zygote: _Zygote, runs: list[_Ends], *, kill: bool) -> None:
-    """Until every call is gone. The first one's end, or the supervisor's order, ends the others."""
-    poll = select.poll()
-    control = zygote.control.fileno()
-    poll.register(control, select.POLLIN)
-    owners: dict[int, _Ends] = {}
+    As little as possible happens from the first fork on: whatever this process writes to then has to be copied by page.
+    """
+    fault = ""
+    try:
+        for run in reversed(runs):
+            run.payload.madvise(_MADV_DOFORK)
+            run.pid = zygote.fork()
+            if run.pid == 0:
+                _become_call(zygote, run, private=run is runs[-1])
+            run.payload.close()  # before the next fork
+    except (OSError, launcher.Failed) as error:
+        fault = str(error) or type(error).__name__
     for run in runs:
-        for descriptor in (*run.streams, run.handle):
+        run.payload.close()
+        for descriptor in run.theirs[:3]:
             if descriptor >= 0:
-                owners[descriptor] = run
-                poll.register(descriptor, select.POLLIN)
-    if kill:
-        _kill(zygote, runs)
-    left = sum(run.handle >= 0 for run in runs)
-    patience = _TOGETHER_MILLISECONDS if len(runs) == 2 else None
-    while left:
-        ready = poll.poll(patience)
-        if not ready:
-            patience = None
-            _let_go(zygote, runs)
-        for descriptor, _ in ready:
-            if descriptor == control:
-                if zygote.control.recv(1) != b"K":
-                    raise ConnectionError
-                _kill(zygote, runs)
-                continue
-            run = owners[descriptor]
-            if descriptor == run.handle:
-                poll.unregister(descriptor)
-                _, run.status, usage = os.wait4(run.pid, 0)
-                run.usage = (usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024)
-                left -= 1
-                if run is runs[0] and left:
-                    _kill(zygote, runs)
-            elif not run.read(descriptor):
-                poll.unregister(descriptor)
-            elif run.flooded and run.status is None:
-                _kill(zygote, [run])
-    if not zygote.plan["namespaces"]:
-        launcher.kill_descendants(zygote.plan)
-    for run in runs:
-        run.close()
+                os.close(descriptor)
+        if run.pid > 0:
+            run.handle = os.pidfd_open(run.pid)
+    return fault
+
+
+class _Watch:
+    """Waits for what the calls write and for their ends."""
+
+    def __init__(self, zygote: _Zygote, runs: list[_Ends]) -> None:
+        self.zygote, self.runs = zygote, runs
+        self.poll = select.poll()
+        self.control = zygote.control.fileno()
+        self.poll.register(self.control, select.POLLIN)
+        self.owners: dict[int, _Ends] = {}
+        for run in runs:
+            for descriptor in run.streams:
+                self.owners[descriptor] = run
+                self.poll.register(descriptor, select.POLLIN)
+
+    def until_all_are_gone(self, *, kill: bool) -> None:
+        """The first one's end, or the supervisor's order, ends the others."""
+        for run in self.runs:
+            if run.handle >= 0:
+                self.owners[run.handle] = run
+                self.poll.register(run.handle, select.POLLIN)
+        if kill:
+            _kill(self.runs)
+        left = sum(run.handle >= 0 for run in self.runs)
+        patience = _TOGETHER_MILLISECONDS if len(self.runs) == 2 else None
+        while left:
+            ready = self.poll.poll(patience)
+            if not ready:
+                patience = None
+                _let_go(self.zygote, self.runs)
+            for descriptor, _ in ready:
+                left -= self._take(descriptor)
+        if not self.zygote.plan["namespaces"]:
+            launcher.kill_descendants(self.zygote.plan)
+        for run in self.runs:
+            run.close()
+
+    def _take(self, descriptor: int) -> bool:
+        """Handle one event; whether a call has ended with it."""
+        if descriptor == self.control:
+            if self.zygote.control.recv(1) != b"K":
+                raise ConnectionError
+            _kill(self.runs)
+            return False
+        run = self.owners[descriptor]
+        if descriptor == run.handle:
+            self.poll.unregister(descriptor)
+            _, run.status, usage = os.wait4(run.pid, 0)
+            run.usage = (usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024)
+            if run is self.runs[0]:
+                _kill(self.runs)
+            return True
+        if not run.read(descriptor):
+            self.poll.unregister(descriptor)
+        elif run.flooded and run.status is None:
+            _kill([run])
+        return False
 
 
 def _let_go(zygote: _Zygote, runs: list[_Ends]) -> None:
@@ -390,7 +421,7 @@ def _let_go(zygote: _Zygote, runs: list[_Ends]) -> None:
                 pass
 
 
-def _kill(zygote: _Zygote, runs: list[_Ends]) -> None:
+def _kill(runs: list[_Ends]) -> None:
     for run in runs:
         if run.handle >= 0 and run.status is None:
             try:
@@ -425,42 +456,42 @@ def _reply(control: _socket.socket, runs: list[_Ends], seconds: float, fault: st
 # The call --------------------------------------------------------------------------------------------------------
 
 
-def _become_call(
-    zygote: _Zygote, call: dict[str, Any], payload: mmap.mmap, theirs: tuple[int, int, int], peer: int, private: bool
-) -> NoReturn:
+def _become_call(zygote: _Zygote, run: _Ends, *, private: bool) -> NoReturn:
     """In the fork: take the locks on, then run the function. Never returns."""
-    code = 125
+    code, leave, write = 125, os._exit, os.write  # what is called may change the modules
     try:
-        data = payload[: call["bytes"]]
-        payload.close()
-        _enter(zygote, call, theirs, peer, private)
+        data = run.payload[: run.call["bytes"]]
+        run.payload.close()
+        _enter(zygote, run, private)
         code = 1
-        code = _run_entry(zygote.entries[call["entry"]], data)
+        code = _run_entry(zygote.entries[run.call["entry"]], data)
     except BaseException as error:
         try:
-            os.write(2, f"{type(error).__name__}: {error}\n".encode("utf-8", "replace"))
+            write(2, f"{type(error).__name__}: {error}\n".encode("utf-8", "replace"))
         except OSError:
             pass
     finally:
-        os._exit(code)
+        leave(code)
 
 
-def _enter(zygote: _Zygote, call: dict[str, Any], theirs: tuple[int, int, int], peer: int, private: bool) -> None:
+def _enter(zygote: _Zygote, run: _Ends, private: bool) -> None:
     plan = zygote.plan
     os.setsid()
     os.chdir(zygote.work if private else "/")
-    for place, end in enumerate((*theirs, peer), 1):
+    for place, end in enumerate(run.theirs, 1):
         if end >= 0:
             os.dup2(end, place)
         else:
             os.close(place)
+    if len(run.theirs) < 4:
+        os.close(4)
     if not plan["mounts"]:
         _signal.signal(_signal.SIGTERM, _signal.SIG_DFL)
     if plan["namespaces"]:
-        for number, pair in call["limits"]:
+        for number, pair in run.limits:
             resource.setrlimit(number, pair)
     else:
-        launcher.set_limits(call["limits"], counted_alone=False)
+        launcher.set_limits(run.call["limits"], counted_alone=False)
     if plan["owner"] is not None:
         launcher.become_user(plan["owner"])
     launcher.drop_capabilities()
