@@ -148,7 +148,7 @@ def train(
 @app.command()
 def evaluate(
     model: Annotated[str, typer.Argument(help="A registry name or a checkpoint folder.")],
-    tasks: Annotated[list[str], typer.Argument(help="Tasks folders, tasks.jsonl files, humaneval or humaneval:PATH.")],
+    tasks: Annotated[list[str], typer.Argument(help="Tasks folders, tasks.jsonl files, humaneval[:PATH], mbpp:PATH.")],
     out: Out,
     split: Annotated[str, typer.Option(help="held_out, train or all: which tasks of a tasks folder.")] = "held_out",
     limit: Annotated[int, typer.Option(min=0, help="Only the first so many tasks; 0 takes all.")] = 0,
@@ -185,7 +185,7 @@ def evaluate(
 
 @app.command()
 def grade(
-    tasks: Annotated[str, typer.Argument(help="A tasks folder, a tasks.jsonl, humaneval or humaneval:PATH.")],
+    tasks: Annotated[str, typer.Argument(help="A tasks folder, a tasks.jsonl, humaneval[:PATH], mbpp:PATH.")],
     answers: Annotated[Path, typer.Argument(help='JSON lines of {"task_id", "completion"}.')],
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="Where verdicts go; default beside the answers.")

@@ -12,6 +12,8 @@ Style = Literal["infill", "prefix", "chat"]
 
 # The truncation of the HumanEval paper: code after the function is not part of the answer.
 PYTHON_STOPS = ("\nclass ", "\ndef ", "\n#", "\n@", "\nif ", "\nprint(")
+# An answer that is a whole program may hold several functions; it ends where the model begins to test it.
+PROGRAM_STOPS = ("\nassert ", '\n"""', "\nprint(", "\nif __name__", "\n# Test")
 
 
 def style_of(task: Task, generator: Generator) -> Style:
@@ -30,7 +32,7 @@ def request_for(
     if style == "infill" and is_line_gap(task):
         stops = block_stops(task.prefix)
     elif style == "prefix" and task.metadata.get("language", "python") == "python":
-        stops = PYTHON_STOPS
+        stops = PROGRAM_STOPS if task.metadata.get("kind") == "program" else PYTHON_STOPS
     how = Sampling(
         max_tokens=sampling.max_tokens,
         temperature=sampling.temperature,

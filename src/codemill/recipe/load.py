@@ -242,8 +242,8 @@ def _check_outside(name: str, stage: Any, lines: Lines, path: Path) -> None:
                     raise ConfigError(f"{source}: no such folder")
         elif stage.use == "evaluate":
             for suite in stage.suites:
-                file = suite.tasks.removeprefix("humaneval:")
-                if file != suite.tasks and not Path(file).expanduser().exists():
+                benchmark, _, file = suite.tasks.partition(":")
+                if benchmark in ("humaneval", "mbpp") and file and not Path(file).expanduser().exists():
                     raise ConfigError(f"{suite.tasks}: no such file")
     except ConfigError as error:
         field = {"model": "name", "corpus": "sources", "evaluate": "suites"}[stage.use]

@@ -50,7 +50,7 @@ class Suite(Stage):
     """Tasks to answer, and how."""
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]*$", description="Name of the result's folder.")
-    tasks: str = Field(description="A tasks stage, `humaneval`, `humaneval:PATH`, or a path to tasks.")
+    tasks: str = Field(description="A tasks stage, `humaneval`, `humaneval:PATH`, `mbpp:PATH`, or a path to tasks.")
     split: Literal["held_out", "train", "all"] = Field("held_out", description="Which tasks of a tasks stage.")
     limit: int = Field(0, ge=0, description="Only the first so many tasks; 0 takes all.")
     samples: int = Field(1, ge=1, description="Answers for each task.")

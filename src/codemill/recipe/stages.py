@@ -167,8 +167,9 @@ def evaluate_on(
 
 def suite_named(reference: str, settings: Mapping[str, Any]) -> tuple[Suite, Path | None]:
     """A suite for a reference given on the command line: a benchmark, a tasks folder or a tasks file."""
-    folder = None if reference.split(":")[0] == "humaneval" else Path(reference)
-    name = "humaneval" if folder is None else (folder.stem or "tasks").lower()
+    benchmark = reference.split(":")[0]
+    folder = None if benchmark in ("humaneval", "mbpp") else Path(reference)
+    name = benchmark if folder is None else (folder.stem or "tasks").lower()
     name = re.sub(r"[^a-z0-9._-]+", "-", name).strip("-.") or "tasks"
     return Suite(name=name, tasks=reference, **settings), folder
 

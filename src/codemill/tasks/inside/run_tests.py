@@ -22,7 +22,6 @@ test `{test, passed, message, seconds, enters}`; `{functions: [[index, path, lin
 from __future__ import annotations
 
 import ast
-import hashlib
 import importlib
 import json
 import os
@@ -35,17 +34,8 @@ TYPE_CHECKING = False  # spares the jail the import of typing; type checkers kno
 if TYPE_CHECKING:
     from typing import Any
 
-CONTROL_NAMES = (
-    "conftest.py",
-    "pytest.ini",
-    ".pytest.ini",
-    "pytest.toml",
-    ".pytest.toml",
-    "tox.ini",
-    "setup.cfg",
-    "pyproject.toml",
-)
-START_UP_SUFFIXES = (".pth", ".pyc")
+    from codemill.tasks.inside import integrity
+
 MESSAGE_CHARACTERS = 1900
 WATCHED_EVENTS = 50_000  # calls and returns of one test, C functions included; a longer test is watched no further
 TESTS_PER_FUNCTION = 24  # further tests that enter the same function are not listed: bounds the report
@@ -255,6 +245,12 @@ class Plugin:
     def pytest_sessionstart(self, session: Any) -> None:
         self._session = session
 
+    def pytest_plugin_registered(self, plugin: object) -> None:
+        self._tools.guard.look_at_plugin(plugin)
+
+    def pytest_collection_finish(self) -> None:
+        self._tools.guard.look()
+
     def pytest_collection_modifyitems(self, items: list[Any]) -> None:
         if self._wanted is not None:
             items[:] = [item for item in items if "pytest:" + item.nodeid in self._wanted]
@@ -291,6 +287,7 @@ class Plugin:
         message = "" if passed else self._message or "not run"
         seconds = time.monotonic() - self._started
         self._tools.reporter.test("pytest:" + nodeid, passed, message, seconds, self._entered)
+        self._tools.guard.look_at_code()
 
 
 def run_pytest(pytest: Any, request: dict[str, Any], tools: Tools) -> list[str]:
@@ -317,31 +314,26 @@ def compile_errors(paths: list[str]) -> str:
     return ""
 
 
-def changed_control(control: dict[str, str]) -> str:
-    """The first control file that is not what it was, or a new one; '' when all is as it should be."""
-    for path, expected in control.items():
-        try:
-            with open(path, "rb") as file:
-                if hashlib.sha256(file.read()).hexdigest() != expected:
-                    return path
-        except OSError:
-            return path
-    for folder, _, names in os.walk("."):
-        for name in names:
-            path = os.path.relpath(os.path.join(folder, name))
-            if (name in CONTROL_NAMES or name.endswith(START_UP_SUFFIXES)) and path not in control:
-                return path
-    return ""
-
-
 class Tools:
-    def __init__(self, request: dict[str, Any], reporter: Reporter, folder: str) -> None:
-        self.reporter = reporter
+    def __init__(self, request: dict[str, Any], reporter: Reporter, folder: str, guard: integrity.Guard) -> None:
+        self.reporter, self.guard = reporter, guard
         self.tracer = Tracer(reporter, folder, request["trace"])
         self.alarm = Alarm(request["test_seconds"])
         self.explain = Explainer(folder)
         limit, started, now = request["suite_seconds"], time.monotonic(), time.monotonic
         self.over = lambda: limit is not None and now() - started > limit
+
+
+def beside(name: str) -> Any:
+    """A module that lies beside this script, under no name that a repository could mean."""
+    from importlib import util
+
+    spec = util.spec_from_file_location(f"codemill {name}", os.path.join(os.path.dirname(__file__), f"{name}.py"))
+    assert spec is not None
+    assert spec.loader is not None
+    module = util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def main() -> None:
@@ -360,8 +352,9 @@ def main() -> None:
     # For tests that start Python themselves; the working folder must stay free of compiled files.
     os.environ["PYTHONPATH"] = os.pathsep.join([*roots, *request["paths"]])
     os.environ["PYTHONDONTWRITEBYTECODE"] = "1"
-    tools = Tools(request, reporter, folder)
-    changed = changed_control
+    answered, tests = bool(request["compile"]), request["pytest"] is not None
+    guard = beside("integrity").Guard(request["control"], watched=answered, with_pytest=tests)
+    tools = Tools(request, reporter, folder, guard)
     leave, flush = os._exit, sys.stdout.flush
     reporter.send(ready=True)
 
@@ -369,11 +362,11 @@ def main() -> None:
     broken: list[str] = []
     if not problem:
         run_doctests(request["doctests"], request["doctest_flags"], tools)
+        guard.look()
         if pytest is not None:
             broken = run_pytest(pytest, request["pytest"], tools)
-        touched = changed(request["control"])
-        if touched:
-            problem = f"the control file {touched} was changed while the tests ran"
+        guard.look(final=True)
+        problem = guard.problem
     try:  # noqa: SIM105 (no import just for this)
         flush()
     except BaseException:  # a test may have closed it
