@@ -8,12 +8,13 @@ OUT    ?= runs
 RUNTIME := $(VENV)/.runtime
 DEV     := $(VENV)/.dev
 
-.PHONY: help demo test check lint types floors unit bench clean
+.PHONY: help demo test check lint types floors unit soak bench clean
 
 help:
 	@echo "make demo            adapt and measure a model on three PyPI packages (REPO=path: on your repository)"
 	@echo "make test            every check: lint, types, floors, tests"
 	@echo "make check           the quick part of it: no model downloads"
+	@echo "make soak            100,000 sandbox runs and 10,000 mixed verdicts"
 	@echo "make bench           side-by-side measurements into benchmarks/results/"
 
 $(BIN)/python:
@@ -49,9 +50,15 @@ floors: $(DEV)
 unit: $(DEV)
 	$(BIN)/python -m pytest -m "not models and not network"
 
+soak: $(DEV)
+	$(BIN)/python benchmarks/sandbox.py --soak 100000
+	$(BIN)/python benchmarks/sandbox.py --mixed
+
 bench: $(DEV)
 	$(BIN)/python benchmarks/engine.py
 	$(BIN)/python benchmarks/training.py
+	$(BIN)/python benchmarks/sandbox.py
+	$(BIN)/python benchmarks/sandbox.py --workers
 	$(BIN)/python benchmarks/cli.py
 
 clean:
