@@ -204,11 +204,11 @@ def by_workers() -> list[dict[str, Any]]:
 
 
 def soak(count: int) -> list[dict[str, Any]]:
-    from codemill.sandbox import Call, Sandbox, Warm
+    from codemill.sandbox import Call, Sandbox, Warm, tree
     from codemill.sandbox.warm import PROBE
 
     def state() -> dict[str, int]:
-        processes = sum(name.isdigit() for name in os.listdir("/proc"))
+        processes = len(tree.usage(os.getpid(), with_root=False).members)
         memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
         held = sum(_resident(worker._root) for worker in sandbox._idle[warm])
         return {
@@ -226,9 +226,11 @@ def soak(count: int) -> list[dict[str, Any]]:
         list(pool.map(lambda _: sandbox.run_warm_blocking(warm, call), range(1000)))
         before = state()
         started = time.perf_counter()
-        ends = Counter(
-            outcome.end for (outcome,) in pool.map(lambda _: sandbox.run_warm_blocking(warm, call), range(count))
-        )
+        ends = Counter[str]()
+        for _ in range(count // 1000):
+            ends.update(
+                outcome.end for (outcome,) in pool.map(lambda _: sandbox.run_warm_blocking(warm, call), range(1000))
+            )
         seconds = time.perf_counter() - started
         after = state()
     print(json.dumps({"before": before, "after": after, "ends": ends}))
