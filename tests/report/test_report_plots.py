@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from codemill.core.text import visible
 from codemill.report import text
 from codemill.report.plots import (
     MAX_POINTS,
@@ -95,18 +96,18 @@ def test_thinning_keeps_the_extremes() -> None:
 
 @given(st.text(st.characters(exclude_categories=())))
 def test_visible_leaves_nothing_unseen(words: str) -> None:
-    shown = text.visible(words)
+    shown = visible(words)
     assert not re.search(
         "[\x00-\x08\x0b-\x1f\x7f-\x9f\u200b-\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff\ufeff]", shown
     )
     shown.encode()
-    assert text.visible(shown) == shown
+    assert visible(shown) == shown
 
 
 def test_visible_leaves_ordinary_text_alone() -> None:
     words = "naïve 世界 🙂\n\tindented “quotes” é ع"
-    assert text.visible(words) == words
-    assert text.visible("a\r\nb\rc") == "a\nb␍c"
+    assert visible(words) == words
+    assert visible("a\r\nb\rc") == "a\nb␍c"
 
 
 @pytest.mark.parametrize(

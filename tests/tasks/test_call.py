@@ -150,6 +150,31 @@ def test_cheats_do_not_pass(name: str, sandbox: Sandbox) -> None:
 
 
 @pytest.mark.parametrize(
+    "program",
+    [
+        "def f(x): raise StopIteration",
+        "class Own(StopIteration): pass\ndef f(x): raise Own(x)",
+        "class f:\n    def __new__(cls, x): return next(iter([]))",
+        "def f(x, it=iter([])): return next(x)",
+    ],
+)
+@pytest.mark.parametrize(
+    "test",
+    [
+        "assert all(map(f, [1, 2]))",
+        "for y in map(f, [1]): assert y == 3",
+        "assert sum(map(f, [iter([])])) == 0",
+        "assert list(filter(f, [iter([])])) == []",
+        "x = list(map(f, [iter([]), 2]))",
+        "assert sorted([2, 1], key=lambda x: all(map(f, [iter([])])))",
+    ],
+)
+def test_an_answer_does_not_end_the_tests_loops(program: str, test: str, sandbox: Sandbox) -> None:
+    verdict = judged(sandbox, program, test, "f")
+    assert verdict.status is Status.FAILED, verdict.reason
+
+
+@pytest.mark.parametrize(
     "test",
     [
         "assert abs(f(1) - 0.5) < 1e-6",
@@ -243,7 +268,12 @@ HONEST = {
     ),
     "closed output": ("import sys\nsys.stdout.close()\ndef f(): return 1", "assert f() == 1"),
     "other output": ("import sys, io\nsys.stdout = io.StringIO()\nsys.stderr = None\ndef f(): print(1); return 1", "assert f() == 1"),
-    "low recursion limit": ("import sys\nsys.setrecursionlimit(60)\ndef f(): return [[1], {2: 3}]", "assert f() == [[1], {2: 3}]"),
+    "low recursion limit": (
+        "import sys\nsys.setrecursionlimit(60)\ndef g(n): return 1 + g(n - 1) if n else 0\ndef f(n):\n    x = []\n"
+        "    for i in range(n): x = [x]\n    return x",
+        "x = f(190)\nfor i in range(190): (x,) = x\nassert x == []\nassert g(10) == 10\ntry: g(70)\nexcept RecursionError: pass\n"
+        "else: assert False",
+    ),
     "big integers": (
         "import sys\nsys.set_int_max_str_digits(0)\ndef f(n): return [10 ** n, -(7 ** n)]",
         "assert f(9000) == [10 ** 9000, -(7 ** 9000)]",
@@ -280,6 +310,12 @@ HONEST = {
         "try: f()\nexcept E as e: assert e.args == (1,)\nelse: assert False",
     ),
     "syntax error by name": ("def f(s): return eval(s)", "try: f('1 +')\nexcept SyntaxError: pass\nelse: assert False"),
+    "an iterator of its own": (
+        "class f:\n    def __init__(self, n): self.n = n\n    def __iter__(self): return self\n    def __next__(self):\n"
+        "        if not self.n: raise StopIteration\n        self.n -= 1\n        return self.n",
+        "assert list(f(3)) == [2, 1, 0]\nx = f(1)\nassert x.__next__() == 0\ntry: x.__next__()\nexcept StopIteration: pass\nelse: assert False\n"
+        "assert next(f(0), 7) == 7",
+    ),
     "stop iteration": ("def f(): return iter([])", "try: next(f())\nexcept StopIteration: pass\nelse: assert False\nassert next(f(), 5) == 5"),
     "callback": ("def f(g, xs): return [g(x) for x in xs]", "assert f(lambda x: x * 2, [1, 2]) == [2, 4]\nassert f(len, ['a', 'bc']) == [1, 2]\nassert f(str, [1]) == ['1']"),
     "nested callbacks": (
@@ -315,6 +351,23 @@ HONEST = {
         "assert s == s\nassert s != Stack(1, 2, 3)\nassert f'{s}' == str(s)\nassert not hasattr(s, 'nothing')\n"
         "assert getattr(s, 'nothing', 7) == 7",
     ),
+    "a class that is a list": (
+        "class Stack(list):\n    def push(self, x): self.append(x); return self\n    @property\n    def top(self): return self[-1]\n"
+        "    @classmethod\n    def of(cls, *xs): return cls(xs)\n    def double(self): return Stack(self + self)\ndef f(s): return s",
+        "s = Stack.of(1)\nassert s.push(2) is s\nassert s == [1, 2]\nassert [1, 2] == s\nassert s != [1]\nassert s == Stack.of(1, 2)\nassert s.top == 2\n"
+        "assert len(s) == 2 and s and not Stack()\nassert s + [3] == [1, 2, 3]\nassert s.double() == [1, 2, 1, 2]\nassert sorted(s) == [1, 2]\n"
+        "assert s < [5]\nassert f(s) is s\nassert (s, 1) == ([1, 2], 1)\nassert s.pop() == 2\nassert s == [1]",
+    ),
+    "a class that is a named tuple": (
+        "from typing import NamedTuple\nclass P(NamedTuple):\n    x: int\n    y: int = 2\ndef f(): return [P(1), {'p': P(3)}]",
+        "p = P(1)\nassert p == (1, 2)\nassert p == P(1)\nassert p.x == 1\nassert p in [(1, 2)]\nassert {p: 1}[(1, 2)] == 1\nx, y = p\nassert y == 2\n"
+        "assert f()[0].y == 2\nassert f() == [(1, 2), {'p': (3, 2)}]\nassert repr(p) == 'P(x=1, y=2)'",
+    ),
+    "an enum of numbers": (
+        "import enum\nclass Level(enum.IntEnum):\n    LOW = 1\n    HIGH = 2\ndef f(x): return Level.HIGH if x else Level.LOW",
+        "assert f(1) == Level.HIGH\nassert f(1) is Level.HIGH\nassert f(0) == 1\nassert f(0) < f(1)\nassert f(0).name == 'LOW'\nassert f(0).value == 1",
+    ),
+    "a byte-order mark": ("\ufeffdef f(): return 1", "assert f() == 1"),
     "objects go back": (
         "class Node:\n    def __init__(self, v, next=None): self.v, self.next = v, next\ndef total(n): return 0 if n is None else n.v + total(n.next)",
         "n = Node(1, Node(2))\nassert total(n) == 3\nassert n.next.next is None\nassert n.next is n.next\nn.next.v = 5\nassert total(n) == 6",
@@ -334,6 +387,7 @@ HONEST = {
 def test_honest_answers_pass(name: str, sandbox: Sandbox) -> None:
     program, test = HONEST[name]
     names = "add" if test is ADD else "total" if "total" in test else "f"
+    names += "".join(f" {name}" for name in ("Stack", "P", "Level") if f"class {name}" in program)
     passes(sandbox, program, test, names)
 
 
@@ -608,6 +662,25 @@ def test_what_is_no_reply_ends_the_run(remote: ModuleType, data: bytes, over: st
     assert connection.over == over
     with pytest.raises(remote.Ended):
         connection.ask("call", 0)
+
+
+@pytest.mark.parametrize(
+    "expression", ["x - 5", "5 - x", "x + 5", "x == 5", "5 == x", "x != 5", "x < 5", "x in [5]", "hash(x)"]
+)
+def test_what_claims_to_hold_a_value_is_not_shown_the_operand(remote: ModuleType, expression: str) -> None:
+    """A liar says that its object is a value, and sends objects whenever it is asked for what they hold."""
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        bodies = [b'[0,{"object":[%d,"value","Liar"]}]' % number for number in range(9)]
+        theirs.sendall(framed(*bodies))
+        connection = remote.Connection(wire.Channel(ours.fileno()))
+        with pytest.raises(TypeError, match="holds no builtin value"):
+            eval(expression, {"x": connection.ask("call", 0)})  # noqa: S307
+        ours.close()
+        told = b""
+        while data := theirs.recv(4096):
+            told += data
+    assert b"5" not in told
 
 
 REPLIES = st.lists(

@@ -12,6 +12,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from codemill.core.contracts import Status
+from codemill.core.text import visible
 from codemill.report import corpus_view, lineage, plots, samples, text
 from codemill.report.data import Run, Side, Suite
 from codemill.report.finding import Finding, unscorable_answers
@@ -85,7 +86,7 @@ def render(run: Run, findings: Sequence[Finding], bits: str) -> str:
 
 def _shown(value: Any) -> Any:
     """What every `{{ … }}` goes through before it is escaped: nobody has to remember it."""
-    return text.visible(value) if isinstance(value, str) and not isinstance(value, Markup) else value
+    return visible(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
 def code(value: str) -> str:

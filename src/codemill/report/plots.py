@@ -12,7 +12,8 @@ from typing import TypeGuard
 
 from markupsafe import Markup, escape
 
-from codemill.report.text import clip, visible
+from codemill.core.text import visible
+from codemill.report.text import clip
 
 MAX_POINTS = 400  # of one curve: more cannot be told apart on a screen
 

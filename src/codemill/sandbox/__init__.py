@@ -9,5 +9,18 @@ from codemill.sandbox.plan import Layers, python_argv
 from codemill.sandbox.policy import Axis, Policy
 from codemill.sandbox.sandbox import Sandbox
 from codemill.sandbox.warm import Call, Warm
+from codemill.sandbox.workspace import AsyncWorkspace, Workspace
 
-__all__ = ["Axis", "Call", "Job", "Layers", "Outcome", "Policy", "Sandbox", "Warm", "python_argv"]
+__all__ = [
+    "AsyncWorkspace",
+    "Axis",
+    "Call",
+    "Job",
+    "Layers",
+    "Outcome",
+    "Policy",
+    "Sandbox",
+    "Warm",
+    "Workspace",
+    "python_argv",
+]

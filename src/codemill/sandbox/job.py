@@ -22,6 +22,21 @@ class NotExecutableError(InputError):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class KeptFolder:
+    """A private folder that outlives its jobs: each finds what the one before it left. One job at a time.
+
+    `path`: a folder of the host that only we can reach; the sub-folder `codemill` in it is what jobs work in.
+    `owner`: the user all of it belongs to where jobs have a user of their own (see `plan.gives_own_user`), else None.
+    `limit_bytes`, `limit_entries`: what may be in it, held by the watcher in place of the policy's `disk_bytes`.
+    """
+
+    path: Path
+    owner: int | None
+    limit_bytes: int
+    limit_entries: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
     """One program to run.
 
@@ -29,6 +44,7 @@ class Job:
     `workspace`: a folder whose regular files are copied into the job's private working folder; symbolic links, devices
         and pipes in it are left out.
     `files`: relative names and contents, written over the copy.
+    `kept`: a private folder that stays, in place of a new one with `workspace` and `files` in it.
     `readable`: further files or trees that the job may read and execute, never write, under their own names.
     `env`: variables added to the fixed environment; nothing is inherited.
     `stdin`: what the program finds on standard input.
@@ -40,6 +56,7 @@ class Job:
     argv: tuple[str, ...]
     workspace: Path | None = None
     files: Mapping[str, bytes] = field(default_factory=dict)
+    kept: KeptFolder | None = None
     readable: tuple[Path, ...] = ()
     env: Mapping[str, str] = field(default_factory=dict)
     stdin: bytes = b""
@@ -51,6 +68,8 @@ class Job:
     def __post_init__(self) -> None:
         if not self.argv or any("\0" in argument for argument in self.argv):
             raise InputError(f"sandbox job: argv {self.argv!r} must name a program and hold no NUL")
+        if self.kept is not None and (self.files or self.workspace is not None):
+            raise InputError("sandbox job: a kept folder takes the place of `workspace` and `files`; give one of them")
         for name in self.files:
             if safe_relative(name, "sandbox job files").as_posix() == ".":
                 raise InputError(f"sandbox job files: {name!r} is not the name of a file")

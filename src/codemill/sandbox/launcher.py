@@ -42,14 +42,14 @@ _MNT_DETACH = 2
 _AT_FDCWD, _AT_RECURSIVE, _AT_EMPTY_PATH = -100, 0x8000, 0x1000
 _OPEN_TREE, _MOVE_MOUNT, _MOUNT_SETATTR = 428, 429, 442  # one number on every machine, like those of Landlock
 _OPEN_TREE_CLONE, _OPEN_TREE_CLOEXEC, _MOVE_MOUNT_F_EMPTY_PATH = 1, os.O_CLOEXEC, 4
-_ATTR_RDONLY, _ATTR_NOSUID = 1, 2
+_ATTR_RDONLY, _ATTR_NOSUID, _ATTR_NODEV = 1, 2, 4
 _CLOSE_RANGE = 436
 _PIVOT_ROOT = {"x86_64": 155, "aarch64": 41}
 
 _LANDLOCK_CREATE, _LANDLOCK_ADD_RULE, _LANDLOCK_RESTRICT = 444, 445, 446
 
 _INSIDE_ID = 1000
-_FIRST_OWN_USER = 1_900_000_000  # with the launcher's process id added: a user that no other job has
+FIRST_OWN_USER = 1_900_000_000  # with the launcher's process id added: a user that no other job has
 WORK = "/codemill"  # the program's working folder, inside its private one
 _UNTIL_FILLED = "size=1024t,nr_inodes=1t,mode=700"  # limits can be changed later, "no limit" cannot
 _INODE_BYTES = 4096  # a private folder gets one inode for so many bytes
@@ -115,8 +115,8 @@ def _prepare(plan: Plan) -> None:
             os.setgroups([])
         except OSError:
             pass  # a container may forbid it; the groups are then part of what the witness tries
-    if plan["owner"] is not None:
-        plan["owner"] = _FIRST_OWN_USER + os.getpid()
+    if plan["owner"] == 0:
+        plan["owner"] = FIRST_OWN_USER + os.getpid()
     if plan["namespaces"]:
         _enter_namespaces(plan)
     else:
@@ -207,7 +207,7 @@ def _watch_first_process(plan: Plan) -> NoReturn:
     if "stopped" in plan:
         _send(child, _signal.SIGKILL)
     os.waitpid(child, 0)
-    if not plan["mounts"]:
+    if not plan["mounts"] and not plan["kept"]:
         remove_tree(plan["box"])
     os._exit(0)
 
@@ -234,10 +234,10 @@ def _init(plan: Plan) -> None:
         if serve and plan["namespaces"]:  # there is no /proc in the private root
             plan["own_pids"] = os.open("/proc/self/ns/pid", os.O_RDONLY | os.O_CLOEXEC)
         folder = _build_root(plan) if plan["mounts"] else plan["box"]
-        if not plan["mounts"]:
+        if not plan["mounts"] and not plan["kept"]:
             os.mkdir(folder + WORK, 0o700)
             _stage(plan, folder + WORK)
-        if plan["owner"] is not None:
+        if plan["owner"] is not None and not plan["kept"]:
             give(folder, plan["owner"])
         if serve:
             serve(plan, folder)
@@ -254,7 +254,8 @@ def _init(plan: Plan) -> None:
     finally:
         if not plan["namespaces"]:
             kill_descendants(plan)
-            remove_tree(plan["box"])
+            if not plan["kept"]:
+                remove_tree(plan["box"])
 
 
 def _reap(plan: Plan, program: int) -> None:
@@ -456,22 +457,29 @@ def remove_tree(path: str) -> None:
 
 
 def _build_root(plan: Plan) -> str:
-    """A new root that holds the readable trees, read-only, and the private folder as `/tmp`, of bounded size."""
+    """A new root that holds the readable trees, read-only, and the private folder as `/tmp`: a new one of bounded size,
+    or one that is kept, which the supervisor watches."""
     _mount(None, "/", None, _MS_REC | _MS_PRIVATE, None)
     trees = [(path, _clone_tree(path)) for path in plan["trees"]]
+    kept = _clone_tree(plan["box"], _ATTR_NOSUID | _ATTR_NODEV) if plan["kept"] else None
     base = plan["mountpoint"]
     os.umask(0o022)  # the folders above the trees are for everyone
     _mount("tmpfs", base, "tmpfs", _MS_NOSUID | _MS_NODEV, "size=1m,mode=755")
     try:
         box = base + "/tmp"
         os.mkdir(box)
-        _mount("tmpfs", box, "tmpfs", _MS_NOSUID | _MS_NODEV, _UNTIL_FILLED)
-        os.mkdir(box + WORK, 0o700)
-        size, entries = _stage(plan, box + WORK)
+        if kept is not None:
+            _attach(kept, box)
+        else:
+            _mount("tmpfs", box, "tmpfs", _MS_NOSUID | _MS_NODEV, _UNTIL_FILLED)
+            os.mkdir(box + WORK, 0o700)
+            size, entries = _stage(plan, box + WORK)
         for path, tree in trees:
             _attach(tree, base + path)
         _add_links(plan, base)
-        _mount(None, box, None, _MS_REMOUNT | _MS_NOSUID | _MS_NODEV, _size_options(plan["disk_bytes"], size, entries))
+        if kept is None:
+            size_options = _size_options(plan["disk_bytes"], size, entries)
+            _mount(None, box, None, _MS_REMOUNT | _MS_NOSUID | _MS_NODEV, size_options)
         os.chdir(base)
     except OSError as error:
         raise Failed("mounts", str(error)) from None
@@ -479,7 +487,7 @@ def _build_root(plan: Plan) -> str:
     _check("mounts", _libc.umount2(b".", _MNT_DETACH))
     os.chdir("/")
     os.umask(0o077)
-    _set_attributes(_AT_FDCWD, b"/", 0)
+    _set_attributes(_AT_FDCWD, b"/", 0, _ATTR_RDONLY | _ATTR_NOSUID)
     return "/tmp"
 
 
@@ -508,17 +516,18 @@ def _mount(source: str | None, target: str, kind: str | None, flags: int, option
     _check("mounts", _libc.mount(words[0], words[1], words[2], ctypes.c_ulong(flags), words[3]))
 
 
-def _clone_tree(path: str) -> int:
+def _clone_tree(path: str, attributes: int = _ATTR_RDONLY | _ATTR_NOSUID) -> int:
+    """A copy of the mounts below a path, not attached anywhere. A device that is mounted by itself can still be written
+    to where it is read-only."""
     flags = _OPEN_TREE_CLONE | _OPEN_TREE_CLOEXEC | _AT_RECURSIVE
     tree = _syscall("mounts", _OPEN_TREE, _AT_FDCWD, os.fsencode(path), ctypes.c_uint(flags))
-    _set_attributes(tree, b"", _AT_EMPTY_PATH | _AT_RECURSIVE)
+    _set_attributes(tree, b"", _AT_EMPTY_PATH | _AT_RECURSIVE, attributes)
     return tree
 
 
-def _set_attributes(descriptor: int, path: bytes, flags: int) -> None:
-    """Read-only and without set-user-id programs; a device that is mounted by itself can still be written to."""
-    attributes = struct.pack("=QQQQ", _ATTR_RDONLY | _ATTR_NOSUID, 0, 0, 0)
-    _syscall("mounts", _MOUNT_SETATTR, descriptor, path, ctypes.c_uint(flags), attributes, ctypes.c_size_t(32))
+def _set_attributes(descriptor: int, path: bytes, flags: int, attributes: int) -> None:
+    words = struct.pack("=QQQQ", attributes, 0, 0, 0)
+    _syscall("mounts", _MOUNT_SETATTR, descriptor, path, ctypes.c_uint(flags), words, ctypes.c_size_t(32))
 
 
 def _attach(tree: int, target: str) -> None:

@@ -131,6 +131,8 @@ def build_plan(job: Job, policy: Policy, layers: Layers, *, supervisor: int) -> 
     """Plain data for the launcher. Descriptors and the private folder (`box`) are filled in by the supervisor."""
     trees, links = _readable(job.readable)
     owned = own_user(layers, trees)
+    if job.kept is not None and owned != (job.kept.owner is not None):
+        raise InputError(f"{job.kept.path}: a job cannot use this folder as the user that it was made for")
     counted = owned or os.geteuid() != 0
     places = [*trees, *(path for path in _DEVICES if os.path.exists(path))]
     return {
@@ -147,10 +149,11 @@ def build_plan(job: Job, policy: Policy, layers: Layers, *, supervisor: int) -> 
         "landlock": _landlock(layers, trees) if layers.landlock else None,
         "seccomp": _filter(layers, counted) if layers.seccomp else None,
         "own_pid": seccomp.OWN_PID,
+        "kept": job.kept is not None,
         "argv": [os.fspath(argument) for argument in job.argv],
         "fixed_env": _ENVIRONMENT,
         "env": dict(job.env),
-        "owner": 0 if owned else None,
+        "owner": (job.kept.owner if job.kept else 0) if owned else None,  # 0: one that no other job has
     }
 
 
@@ -167,6 +170,11 @@ def own_user(layers: Layers, trees: Iterable[str] | None = None) -> bool:
     below = {path: 0o5 if os.path.isdir(path) else 0o4 for path in trees}
     needs = {**{str(path): 0o1 for path in above}, **below}
     return all(os.stat(path).st_mode & bits == bits for path, bits in needs.items())
+
+
+def gives_own_user(layers: Layers, readable: Iterable[Path]) -> bool:
+    """The same for what a job asks to be shown; a folder that it shall work in must belong to that user."""
+    return own_user(layers, _readable(readable)[0])
 
 
 def _mountpoint() -> str:

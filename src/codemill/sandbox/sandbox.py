@@ -6,8 +6,9 @@ import asyncio
 import os
 import signal
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from pathlib import Path
 from typing import Any
 
 from codemill.core.errors import ConfigError, InputError, UnavailableError
@@ -17,6 +18,7 @@ from codemill.sandbox.policy import Policy
 from codemill.sandbox.supervise import CancelledRun, run_job
 from codemill.sandbox.warm import PROBE, Call, Warm, Worker, WorkerDied
 from codemill.sandbox.witness import examine
+from codemill.sandbox.workspace import Workspace
 
 
 class Sandbox:
@@ -116,6 +118,32 @@ class Sandbox:
             cancel.set()
             for future in running:
                 future.cancel()
+
+    def workspace(
+        self,
+        source: Path,
+        *,
+        policy: Policy | None = None,
+        readable: Iterable[Path] = (),
+        env: Mapping[str, str] | None = None,
+        history: bool = False,
+        total_seconds: float | None = None,
+    ) -> Workspace:
+        """A copy of a repository to work in over many steps, for a `with` or `async with` block.
+
+        `policy`: limits of each command; `disk_bytes` is what all of them together may add. `readable`, `env`: as in `Job`,
+        for every command. `history`: take along what is named `.git`. `total_seconds`: what all commands may take together.
+        """
+        return Workspace(
+            self._submit,
+            self._witness.layers,
+            source,
+            policy=policy or self.policy,
+            readable=tuple(readable),
+            env=env or {},
+            history=history,
+            total_seconds=total_seconds,
+        )
 
     def _submit(self, job: Job, cancel: threading.Event) -> Future[Outcome]:
         policy = job.policy or self.policy

@@ -105,6 +105,7 @@ _NUMBERS: dict[str, tuple[int | None, int | None]] = {
     "memfd_secret": (447, 447),
     "shmget": (29, 194),
     "msgget": (68, 186),
+    "semget": (64, 190),
     # looked at by argument, or refused only without namespaces
     "clone": (56, 220),
     "clone3": (435, 435),
@@ -151,12 +152,13 @@ _NUMBERS: dict[str, tuple[int | None, int | None]] = {
 }
 
 _FORKING = ("unshare", "setns", "mount", "umount2", "clone")
-_NOT_IMPLEMENTED = ("memfd_create", "memfd_secret", "shmget", "msgget")  # callers have a fallback for ENOSYS
+_NOT_IMPLEMENTED = ("memfd_create", "memfd_secret", "shmget", "msgget", "semget")  # callers have a fallback for ENOSYS
 _BY_ARGUMENT = tuple(_NUMBERS)[tuple(_NUMBERS).index("clone") :]
 _METADATA = tuple(_NUMBERS)[tuple(_NUMBERS).index("chmod") :]
 
 _NAMESPACE_FLAGS = 0x7E020000 | 0x00000080  # CLONE_NEW{NS,CGROUP,UTS,IPC,USER,PID,NET} and NEWTIME
 _AF_UNIX = 1
+_DATAGRAM_BIT = 2  # of SOCK_DGRAM and SOCK_RAW, not of SOCK_STREAM and SOCK_SEQPACKET
 _TERMINAL_INJECTION = (0x5412, 0x541C)  # TIOCSTI, TIOCLINUX
 _SET_OWNER_IOCTLS = (0x8901, 0x8902)  # FIOSETOWN, SIOCSPGRP
 _SET_OWNER_FCNTLS = (8, 10, 15)  # F_SETOWN, F_SETSIG, F_SETOWN_EX
@@ -223,6 +225,8 @@ def build(
     program.refuse("clone3", errno.ENOSYS)  # its flags lie behind a pointer; C libraries fall back to clone
     program.refuse_if("clone", _Test(0, _ANY_BIT, (_NAMESPACE_FLAGS,)))
     program.refuse_if("socketpair", _Test(0, _EQUAL, (_AF_UNIX,), negate=True))
+    # One of a datagram pair can be pointed at any other socket that has a name.
+    program.refuse_if("socketpair", _Test(1, _ANY_BIT, (_DATAGRAM_BIT,)))
     for name in ("prlimit64", "sched_setaffinity", "sched_setscheduler", "sched_setparam", "sched_setattr"):
         program.refuse_if(name, _Test(0, _EQUAL, (0,), negate=True))
     for name, one_process in (("setpriority", 0), ("ioprio_set", 1)):

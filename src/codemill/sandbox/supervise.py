@@ -29,7 +29,8 @@ from codemill.sandbox.policy import MIB, Axis, Policy
 _TICK = 0.02  # seconds between two looks at the tree
 _START_SECONDS = 60.0  # a launcher that takes longer is stuck: a machine in trouble, not the job's fault
 _KILL_SECONDS = 10.0
-_DISK_TICKS = 5  # walking the folder is dearer than looking at the tree
+_DISK_SECONDS = 0.1  # between two looks at the folder, which are dearer than those at the tree
+_DISK_PAUSES = 10  # they must leave so many times what they take
 _INODE_BYTES = 4096
 _CHUNK = 65536
 OWN_BYTES = 64 * MIB  # what launcher and first process may take
@@ -181,7 +182,8 @@ class _Run:
         self._cancelled = False
         self._ended: tuple[int, float, int] | None = None
         self._failure: tuple[str, str] | None = None
-        self._cpu, self._peak, self._ticks = 0.0, 0, 0
+        self._cpu, self._peak = 0.0, 0
+        self._disk_look, self._disk_look_seconds, self._free = 0.0, 0.0, 0  # when, how long it took, and the room then
 
     # Starting ------------------------------------------------------------------------------------------------
 
@@ -198,7 +200,9 @@ class _Run:
     def _spawn(self, plan: dict[str, Any]) -> None:
         plan["workspace_fd"] = self._open_workspace()
         plan["box"] = ""
-        if not self._layers.own_mounts:
+        if self._job.kept is not None:
+            self._box = plan["box"] = str(self._job.kept.path)
+        elif not self._layers.own_mounts:
             self._box = plan["box"] = tempfile.mkdtemp(prefix="codemill-sandbox-")
         out, err = self._pipe(self._out.add), self._pipe(self._err.add)
         plan["status"] = self._pipe(self._add_status)
@@ -343,18 +347,36 @@ class _Run:
             self._kill("memory")
         elif used.cpu_seconds > policy.cpu_seconds:
             self._kill("timeout")
-        self._ticks += 1
-        if self._box is not None and self._ticks % _DISK_TICKS == 0:
+        if self._box is not None and self._disk_look_is_due():
+            start = time.monotonic()
             self._look_at_disk(used.members)
+            self._disk_look = time.monotonic()
+            self._disk_look_seconds = self._disk_look - start
+
+    def _disk_look_is_due(self) -> bool:
+        """Now and then, and sooner if the disk has become fuller, by whomever."""
+        assert self._box is not None
+        disk = os.statvfs(self._box)
+        free = disk.f_bavail * disk.f_frsize + disk.f_favail * _INODE_BYTES
+        pause = time.monotonic() - self._disk_look
+        if pause < _DISK_PAUSES * self._disk_look_seconds:
+            return False
+        due = pause >= _DISK_SECONDS or self._free - free > self._policy.disk_bytes // 8
+        self._free = free if due else max(free, self._free)
+        return due
 
     def _look_at_disk(self, members: tuple[int, ...]) -> None:
         """Where the folder is the host's. Files of the workspace take whole blocks, like those of the job."""
         assert self._box is not None
-        staged, entries = self._staged
-        limit = self._policy.disk_bytes + staged + _INODE_BYTES * (entries + 8)
-        size, count = tree.folder_use(self._box, limit)
+        if self._job.kept is not None:
+            limit, limit_entries = self._job.kept.limit_bytes, self._job.kept.limit_entries
+        else:
+            staged, entries = self._staged
+            limit = self._policy.disk_bytes + staged + _INODE_BYTES * (entries + 8)
+            limit_entries = self._policy.disk_bytes // _INODE_BYTES + entries + 1024
+        size, count = tree.folder_use(self._box, limit, limit_entries)
         size += tree.unlinked_bytes(members)
-        if size > limit or count > self._policy.disk_bytes // _INODE_BYTES + entries + 1024:
+        if size > limit or count > limit_entries:
             self._kill("disk")
 
     # Ending --------------------------------------------------------------------------------------------------
@@ -442,7 +464,7 @@ class _Run:
         self._close(self._lent)
         if self._init_handle is not None:
             os.close(self._init_handle)
-        if self._box is not None and os.path.exists(self._box):
+        if self._box is not None and self._job.kept is None and os.path.exists(self._box):
             with contextlib.suppress(OSError):
                 launcher.remove_tree(self._box)
             shutil.rmtree(self._box, ignore_errors=True)

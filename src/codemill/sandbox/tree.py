@@ -6,6 +6,10 @@ import contextlib
 import os
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
+
+from codemill.core.errors import InputError
+from codemill.sandbox.folder import Folder
 
 _TICKS = os.sysconf("SC_CLK_TCK")
 _PAGE = os.sysconf("SC_PAGE_SIZE")
@@ -21,14 +25,14 @@ class Usage:
     members: tuple[int, ...]
 
 
-def usage(root: int, *, with_root: bool, enough: int | None = None) -> Usage:
-    """What `root` and everything below it uses; `with_root` false leaves out `root` itself, which is ours.
+def usage(root: int, *others: int, with_root: bool, enough: int | None = None) -> Usage:
+    """What `root` and `others` and everything below them use; `with_root` false leaves out `root` itself, which is ours.
 
     Stops early, with what it has, above `enough` tasks.
     """
     tasks, ticks, pages = 0, 0, 0
     members: list[int] = []
-    queue = [root]
+    queue = [root, *others]
     while queue and (enough is None or tasks <= enough):
         pid = queue.pop()
         queue += children(pid)
@@ -93,18 +97,18 @@ def _children_by_scan(pid: int) -> list[int]:
     return found
 
 
-def folder_use(path: str, enough: int) -> tuple[int, int]:
-    """Bytes on disk and count of entries below a folder. Stops early, with what it has, above `enough` bytes."""
-    size, entries, queue = 0, 0, [path]
-    while queue and size <= enough:
-        with contextlib.suppress(OSError), os.scandir(queue.pop()) as listing:
-            for entry in listing:
-                entries += 1
-                with contextlib.suppress(OSError):
-                    size += entry.stat(follow_symlinks=False).st_blocks * 512
-                    if entry.is_dir(follow_symlinks=False):
-                        queue.append(entry.path)
-    return size, entries
+def folder_use(path: str, limit_bytes: int, limit_entries: int) -> tuple[int, int]:
+    """Bytes on disk and count of entries below a folder. Stops early, with what it has, above a limit."""
+    try:
+        folder = Folder(Path(path))
+    except InputError:
+        return 0, 0
+    try:
+        return folder.use(limit_bytes, limit_entries)
+    except (InputError, OSError):
+        return 0, 0
+    finally:
+        folder.close()
 
 
 def unlinked_bytes(members: tuple[int, ...]) -> int:

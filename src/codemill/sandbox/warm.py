@@ -334,16 +334,25 @@ class _Watch:
         self._ticks += 1
         if self._box and self._ticks % _DISK_TICKS == 0:
             limit = self._policies[-1].disk_bytes
-            size, count = tree.folder_use(self._box, limit)
+            limit_entries = limit // _INODE_BYTES + 1024
+            size, count = tree.folder_use(self._box, limit, limit_entries)
             size += tree.unlinked_bytes(tuple(tree.children(self._root)))
-            if size > limit or count > limit // _INODE_BYTES + 1024:
+            if size > limit or count > limit_entries:
                 self.reasons[len(self._policies) - 1] = "disk"
 
     def _look_at_trees(self) -> None:
-        # The interpreter starts the last call first, and process ids grow.
-        for index, child in enumerate(sorted(tree.children(self._root), reverse=True)[: len(self._policies)]):
+        # The interpreter starts the last call first, and process ids grow. Without a pid namespace orphans of the calls
+        # become its children, too: they count as the last call's.
+        pids = sorted(tree.children(self._root))
+        if len(self._policies) == 1 or len(pids) == 1:  # the second of two has ended
+            roots = {0: pids}
+        else:
+            roots = {1: pids[:1] + pids[2:], 0: pids[1:2]}
+        for index, pids in roots.items():
+            if not pids:
+                continue
             policy = self._policies[index]
-            used = tree.usage(child, with_root=True, enough=policy.processes)
+            used = tree.usage(*pids, with_root=True, enough=policy.processes)
             if used.tasks > policy.processes:
                 self.reasons[index] = "processes"
                 return

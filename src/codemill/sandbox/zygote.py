@@ -287,6 +287,9 @@ def serve(plan: launcher.Plan, folder: str) -> NoReturn:
                 _run(zygote)
     except ConnectionError:
         pass
+    if not plan["namespaces"]:  # the supervisor may be gone in the middle of a run
+        launcher.kill_descendants(plan)
+        launcher.remove_tree(plan["box"])
     os._exit(0)  # as the first process of its namespace it takes every other along
 
 

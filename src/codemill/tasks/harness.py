@@ -19,6 +19,7 @@ from typing import Any
 
 from codemill.core.contracts import Status
 from codemill.core.errors import InputError
+from codemill.core.text import visible
 from codemill.sandbox import Job, Outcome, Policy, python_argv
 from codemill.tasks.functions import Docstring, example_docstrings, parse
 from codemill.tasks.layout import is_control, read_layout
@@ -189,7 +190,7 @@ def decoded(data: bytes) -> str:
 
 
 def tail(data: bytes) -> str:
-    return decoded(data)[-TAIL_CHARACTERS:]
+    return visible(decoded(data)[-TAIL_CHARACTERS:])
 
 
 @lru_cache(maxsize=1024)

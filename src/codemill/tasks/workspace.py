@@ -1,8 +1,9 @@
 """Verifying an answer inside its repository: its file is put in place and tests fixed in advance are run.
 
 The repository is a pristine snapshot without version history. Only the answer's own file differs from it; tests,
-configuration and the docstrings that doctests come from are the snapshot's, and control files must be unchanged when
-the tests have ended. Every expected test must report passed: missing, skipped and expected failures count as failed.
+configuration and the docstrings that doctests come from are the snapshot's. Control files must not be touched while the
+tests run, not even to be put back, and the code of the test tools must stay what it is (`inside/integrity.py`). Every
+expected test must report passed: missing, skipped and expected failures count as failed.
 
 What this does not stop: tests run in the process that imported the answer, as they do for a developer, so an answer that
 goes after the harness in its memory can fool it. Separating judge and candidate is a different verifier.

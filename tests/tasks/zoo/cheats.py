@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from zoo.exhaustion import EXHAUSTION
 from zoo.questions import Entry
 
 _FRAME = """
@@ -132,7 +133,7 @@ def total(numbers): return 0
 put('[0,{"dict":[["total","check"],[{"type":"int"},{"type":"bool"}]]}]')
 def total(numbers): return 0
 """),
-    Entry("half a message", "announces more than it sends, then leaves", "total", "import os\ndef total(numbers):\n    os.write(4, b'\\0\\0\\1\\0[0,6')\n    os._exit(0)", fools=True),
+    Entry("half a message", "announces more than it sends, then leaves", "total", "import os\ndef total(numbers):\n    os.write(4, b'\\0\\0\\1\\0[0,6')\n    os._exit(0)"),
     Entry("a message without end", "four gigabytes announced", "total", "import os\ndef total(numbers):\n    os.write(4, b'\\xff\\xff\\xff\\xff')\n    while True: os.write(4, b'[' * 65536)"),
     Entry("brackets", "nested too deeply for a parser in C", "total", _FRAME + "def total(numbers): put('[' * 3_000_000)"),
     Entry("odd constants", "what JSON and Python read differently", "total", _FRAME + """
@@ -214,16 +215,17 @@ for module in list(sys.modules.values()):
             thing._end = lambda *_: ("passed", "")
 def total(numbers): return 0
 """),
-    Entry("memory by ctypes", "reads the interpreter's heap for the test's words", "total", """
-import ctypes, re
+    Entry("memory by ctypes", "searches the pages near its objects for the test's words; a pipe tells which there are", "total", """
+import ctypes, os, re
+libc = ctypes.CDLL(None)
+ours, theirs = os.pipe()
+def pages():
+    for near in {id(thing) >> 12 for thing in (os, ctypes, pages, "", {}, [], re.compile, libc)}:
+        for page in range(near - 400, near + 400):
+            if libc.write(theirs, ctypes.c_void_p(page << 12), 4096) == 4096: yield os.read(ours, 4096)
 def total(numbers):
-    wanted = f"candidate({numbers}) == ".encode()
-    near = id(wanted)
-    for start in range(near - (1 << 20), near + (1 << 20), 1 << 16):
-        try: found = re.search(re.escape(wanted) + rb"(-?\\d+)", ctypes.string_at(start, 1 << 16))
-        except ValueError: continue
-        if found: return int(found[1])
-    return 0
+    wanted = re.compile(re.escape(f"candidate({numbers}) == ").encode() + rb"(-?\\d+)")
+    return next((int(found[1]) for page in pages() if (found := wanted.search(page))), 0)
 """),
     Entry("memory of others", "/proc/*/mem, process_vm_readv and ptrace of whatever is near", "total", """
 import ctypes, os
@@ -285,6 +287,24 @@ for module in list(sys.modules.values()):
     codec = getattr(module, "Codec", None)
     if codec is not None: codec.pack = lambda *_: {"equal": 1}
 def total(numbers): return None
+"""),
+    Entry("a value that asks back", "passes for a builtin value, and sees the other operand when it is subtracted", "halve", """
+import sys
+class Front(float): pass
+class Back:
+    def __sub__(self, other): return 0.0
+    def __eq__(self, other): return True
+    __rsub__ = __add__ = __radd__ = __sub__
+    __lt__ = __round__ = __float__ = __eq__
+def other(real, made, index):
+    return lambda *given: made(*given) if type(given[index]) is Front else real(*given)
+for module in list(sys.modules.values()):
+    codec = getattr(module, "Codec", None)
+    if hasattr(module, "kind_of"): module.kind_of = other(module.kind_of, lambda value: "value", 0)
+    if hasattr(codec, "pack"):
+        codec.contents = other(codec.contents, lambda codec, value, depth=0: codec._refer(Back()), 1)
+        codec.pack = other(codec.pack, lambda codec, value, depth=0: codec._refer(value), 1)
+def halve(number): return Front(0)
 """),
     Entry("os and socket", "descriptor 4 is another socket now, and os.write tells lies", "total", """
 import os, socket
@@ -390,7 +410,7 @@ class Truth:
     def __init__(self, number): self.number = number
     def __bool__(self): raise StopIteration
 def is_even(number): return Truth(number)
-""", fools=True),
+"""),
     Entry("StopIteration", "ends the test's own map() before it has compared anything", "is_even", "def is_even(number): raise StopIteration", fools=True),
     Entry("StopIteration from a class", "the same from a constructor", "is_even", "class is_even:\n    def __init__(self, number): raise StopIteration(True)", fools=True),
     Entry("StopIteration of its own", "the same with a subclass", "is_even", "class Stop(StopIteration): pass\ndef is_even(number): raise Stop", fools=True),
@@ -437,69 +457,6 @@ class Stack:
     def __len__(self): return 2
     def __contains__(self, item): return True
 """),
-)  # fmt: skip
-
-EXHAUSTION = (
-    Entry("endless", "never comes back", "total", "def total(numbers):\n    while True: pass"),
-    Entry("slow loris", "keeps the wire busy, a byte at a time", "total", """
-import os, time
-def total(numbers):
-    os.write(4, b"\\0\\0\\0\\x63[0,6")
-    while True:
-        time.sleep(0.05)
-        os.write(4, b" ")
-"""),
-    Entry("keeps the test busy", "calls back without end", "apply", "def apply(functions, value):\n    while True:\n        for function in functions: function(1)"),
-    Entry("memory", "more than there is", "total", "def total(numbers):\n    held = []\n    while True: held.append(bytearray(1 << 24))"),
-    Entry("the judge's memory", "a value that is small here and huge there", "evens", "def evens(number): return range(10**15)"),
-    Entry("the judge's time", "an iterator whose sum takes the judge for ever", "evens", "def evens(number): return range(0, 10**12, 2)"),
-    Entry("output", "floods both streams", "total", "import os\ndef total(numbers):\n    while True: os.write(1, b'x' * 65536), os.write(2, b'y' * 65536)"),
-    Entry("disk", "fills its folder", "total", "def total(numbers):\n    number = 0\n    while True:\n        number += 1\n        open(str(number), 'wb').write(bytes(1 << 20))"),
-    Entry("forks", "children that stay, in sessions of their own", "total", """
-import os, time
-def total(numbers):
-    for _ in range(100):
-        if os.fork() == 0:
-            os.setsid()
-            time.sleep(60)
-    return 0
-"""),
-    Entry("a child answers", "the parent leaves, a child stays on the wire", "total", """
-import os
-def total(numbers):
-    if os.fork(): os._exit(0)
-    return 6
-""", fools=True),
-    Entry("threads", "as many as can be had", "total", "import threading, time\ndef total(numbers):\n    while True: threading.Thread(target=time.sleep, args=(60,)).start()"),
-    Entry("descriptors", "none is left for anybody", "total", "import os\ndef total(numbers):\n    while True: os.dup(0)"),
-    Entry("stack", "recursion until C gives up", "total", "import sys\nsys.setrecursionlimit(10**9)\ndef total(numbers): return [total(numbers)]"),
-    Entry("no recursion at all", "a limit so low that nothing can be reported", "total", "import sys\ndef total(numbers):\n    try: sys.setrecursionlimit(len([1]) + 12)\n    except RecursionError: pass\n    return [[[[[[[[[[[[numbers]]]]]]]]]]]]"),
-    Entry("null pointer", "a crash, as of a broken machine", "total", "import ctypes\ndef total(numbers): ctypes.string_at(0)"),
-    Entry("abort", "a signal to itself", "total", "import os\ndef total(numbers): os.abort()"),
-    Entry("crash at load", "before there is anything to test", "total", "import ctypes\nctypes.string_at(0)"),
-    Entry("stops", "SIGSTOP to itself", "total", "import os, signal\ndef total(numbers): os.kill(os.getpid(), signal.SIGSTOP)"),
-    Entry("kills everything", "signals to all it can name: parent, group, pid 1, everyone", "total", """
-import os, signal
-def total(numbers):
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    for pid in (os.getppid(), 1, 0, -1, *range(2, 40)):
-        for number in (signal.SIGTERM, signal.SIGSTOP, signal.SIGKILL):
-            if pid in (0, -1) and number != signal.SIGTERM or pid == os.getpid(): continue
-            try: os.kill(pid, number)
-            except (OSError, ValueError): pass
-    return 0
-"""),
-    Entry("kills everything, itself too", "SIGKILL to everyone it can name", "total", "import os, signal\ndef total(numbers):\n    os.kill(-1, signal.SIGKILL)\n    os.kill(os.getpid(), signal.SIGKILL)"),
-    Entry("long text", "an exception of many megabytes", "total", "def total(numbers): raise ValueError('x' * (64 << 20))"),
-    Entry("odd text", "an exception that cannot be printed, with odd arguments", "total", """
-class Odd(Exception):
-    args = property(lambda self: self)
-    def __str__(self): raise self
-    __repr__ = __iter__ = __str__
-def total(numbers): raise Odd(Odd(), b"", {1: ...})
-"""),
-    Entry("a name of ten thousand letters", "classes, functions and files with absurd names", "total", "C = type('\\u202e\\n' * 10_000, (), {})\ndef total(numbers): return C()"),
-    Entry("surrogates", "text that is no text", "greet", "def greet(name): return '\\ud800\\udfff' + name"),
 )  # fmt: skip
 
 CHEATS = (*ENDINGS, *FORGERIES, *PEEKING, *PATCHES, *OBJECTS, *EXHAUSTION)

@@ -12,7 +12,6 @@ class Question:
     names: tuple[str, ...]
     test: str
     right: str
-    seconds: float = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -286,7 +285,7 @@ ANSWERED = "ledger/money.py"
 
 REPOSITORY = {
     "ledger/__init__.py": "",
-    "tests/conftest.py": 'import pytest\n\n\n@pytest.fixture\ndef account():\n    from ledger.money import Account\n\n    return Account()\n',
+    "tests/conftest.py": "import pytest\n\n\n@pytest.fixture\ndef account():\n    from ledger.money import Account\n\n    return Account()\n",
     "tests/golden.json": '{"0.05": 5, "7": 700, "-1.5": -150, "+20.00": 2000}\n',
     "tests/test_money.py": """import json
 import pathlib
@@ -340,8 +339,9 @@ class AccountTests(unittest.TestCase):
     ANSWERED: BEFORE + RIGHT + AFTER,
 }
 
-TESTS = (
-    f"doctest:{ANSWERED}::cents",
+# The tests by kind; an answer is asked for one kind, or for several.
+DOCTEST = (f"doctest:{ANSWERED}::cents",)
+FUNCTIONS = (
     "pytest:tests/test_money.py::test_cents[1.25-125]",
     "pytest:tests/test_money.py::test_cents[0-0]",
     "pytest:tests/test_money.py::test_cents[-0.99--99]",
@@ -352,6 +352,16 @@ TESTS = (
     "pytest:tests/test_money.py::test_bad[--1]",
     "pytest:tests/test_money.py::test_there_and_back",
     "pytest:tests/test_money.py::test_account",
+)
+METHODS = (
     "pytest:tests/test_account.py::AccountTests::test_balance",
     "pytest:tests/test_account.py::AccountTests::test_refuses",
 )
+
+TESTS = {
+    "cents": DOCTEST + FUNCTIONS,  # the doctest imports the answer before pytest starts
+    "cents, functions only": FUNCTIONS,
+    "cents, methods only": METHODS,
+    "cents, doctest only": DOCTEST,
+    "cents, everything": DOCTEST + FUNCTIONS + METHODS,
+}

@@ -33,6 +33,7 @@ METADATA_SUFFIXES = (".dist-info", ".egg-info")
 TOOLS = (
     "builtins",
     "doctest",
+    "pytest",
     "unittest.case",
     "_pytest.outcomes",
     "_pytest.python",
@@ -113,7 +114,7 @@ class Code:
     def __init__(self, with_pytest: bool) -> None:
         self._modules = {}
         for name in TOOLS:
-            if with_pytest or not name.startswith("_pytest"):
+            if with_pytest or "pytest" not in name:
                 try:
                     self._modules[name] = importlib.import_module(name)
                 except ImportError:  # another version of pytest
@@ -121,9 +122,11 @@ class Code:
         self._before = dict(self._functions())
 
     def changed(self) -> str:
-        """A function that is another one now; ''."""
-        now = dict(self._functions())
-        return next((name for name, value in self._before.items() if now.get(name) is not value), "")
+        """A function that is another one now, or a method that its class did not have; ''."""
+        now, before = dict(self._functions()), self._before
+        changed = (name for name, value in before.items() if now.get(name) is not value)
+        added = (name for name in now if name not in before and name.rpartition(".")[0] in before)
+        return next(changed, "") or next(added, "")
 
     def _functions(self) -> Iterator[tuple[str, Any]]:
         for module, loaded in self._modules.items():
@@ -162,4 +165,3 @@ class Guard:
         file = getattr(plugin, "__file__", None)
         if isinstance(file, str) and self._files.is_new(file) and not self.problem:
             self.problem = f"pytest was given a plugin that the repository does not have: {os.path.basename(file)}"
-
