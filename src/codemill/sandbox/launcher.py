@@ -429,28 +429,50 @@ def give(path: str, owner: int) -> None:
 
 
 def empty_tree(path: str) -> None:
-    """Remove what is in a folder, and what was put onto the folder itself."""
+    """Remove what is in a folder, and what was put onto the folder itself, without following links. Used when no job runs.
+
+    However deep it is, nothing recurses and no name grows long: a folder in a folder is moved to the top before it is
+    looked into.
+    """
     os.chmod(path, 0o700)
     for name in os.listxattr(path):
         os.removexattr(path, name)
-    for name in os.listdir(path):
-        remove_tree(path + "/" + name)
+    top, moved = path + "/" + os.urandom(8).hex(), 0
+    while names := os.listdir(path):
+        for name in names:
+            here = path + "/" + name
+            try:
+                if not _is_folder(here):
+                    os.unlink(here)
+                    continue
+                for below in os.listdir(here):
+                    if _is_folder(here + "/" + below):
+                        moved += 1
+                        os.rename(here + "/" + below, top + str(moved))
+                    else:
+                        os.unlink(here + "/" + below)
+                os.rmdir(here)
+            except FileNotFoundError:
+                pass  # the launcher and the supervisor may both be at it
 
 
 def remove_tree(path: str) -> None:
-    """Remove a folder whose owner took away its own permissions, without following links. Used when no job runs."""
     try:
-        if stat.S_ISDIR(os.lstat(path).st_mode):
-            os.chmod(path, 0o700)
-            with os.scandir(path) as entries:
-                names = [entry.path for entry in entries]
-            for name in names:
-                remove_tree(name)
+        if _is_folder(path):
+            empty_tree(path)
             os.rmdir(path)
         else:
             os.unlink(path)
     except FileNotFoundError:
         pass
+
+
+def _is_folder(path: str) -> bool:
+    """Whether it is one; its owner may have taken away his own rights to look into it and to move it."""
+    mode = os.lstat(path).st_mode
+    if stat.S_ISDIR(mode) and mode & 0o700 != 0o700:
+        os.chmod(path, 0o700)
+    return stat.S_ISDIR(mode)
 
 
 # The root of the file system as the program sees it --------------------------------------------------------------
