@@ -117,10 +117,10 @@ def test_folders_without_permissions_are_removed(sandbox: Sandbox) -> None:
 @pytest.mark.parametrize(("depth", "name"), [(600, "d" * 100), (3000, "d")])
 def test_deep_folders_are_removed(run: Run, depth: int, name: str) -> None:
     """Deeper than Python recurses, and than a path can be long."""
-    code = f"import os\nfor _ in range({depth}):\n    os.mkdir({name!r}); os.chdir({name!r})\nos.chmod('..', 0)\nprint('there')"
+    code = f"import os\nfor _ in range({depth}):\n    os.mkdir({name!r}); os.chdir({name!r})\nos.chmod('..', 0)"
     before = sorted(Path(tempfile.gettempdir()).glob("codemill-sandbox-*/codemill/d*"))
     outcome = run(code)
-    assert (outcome.end, outcome.stdout) in (("exited", b"there\n"), ("disk", b"there\n"))
+    assert outcome.end == "exited" or (outcome.end == "disk" and depth > 1000)
     assert run("print(1)").stdout == b"1\n"
     assert sorted(Path(tempfile.gettempdir()).glob("codemill-sandbox-*/codemill/d*")) == before
 

@@ -20,7 +20,7 @@ import pytest
 from sandbox_support import BUILDS, processes_with, wait_until
 
 from codemill.core.errors import ConfigError, InputError
-from codemill.sandbox import Layers, Policy, Sandbox, Workspace, folder, python_argv
+from codemill.sandbox import Layers, Policy, Sandbox, Workspace, folder, python_argv, snapshots
 from codemill.sandbox.folder import OverLimitError
 
 SMALL = Policy(wall_seconds=8.0, cpu_seconds=8.0, memory_bytes=256 << 20, disk_bytes=8 << 20, file_bytes=4 << 20)
@@ -195,6 +195,7 @@ def test_set_user_id_programs_have_no_effect(plain_ws: Workspace) -> None:
     box = host_folder(plain_ws) / "codemill"
     shutil.copy("/usr/bin/id", box / "id")
     (box / "id").chmod(0o6755)
+    assert python(plain_ws, "import os; print(os.statvfs('.').f_flag & (os.ST_NOSUID | os.ST_NODEV))") == b"6\n"
     assert plain_ws.run(["./id", "-u"]).stdout == plain_ws.run(["id", "-u"]).stdout != b"0\n"
 
 
@@ -358,26 +359,30 @@ with open("sparse", "wb") as out: out.truncate(4 << 20)
 def test_what_is_planted_is_not_followed(ws: Workspace, way: str, tmp_path: Path) -> None:
     secret = tmp_path / "secret"
     secret.write_text("hunter2")
+    (tmp_path / "below").mkdir()
+    (tmp_path / "below" / "secret").write_text("hunter2")
     python(ws, PLANTED, str(secret))
     for path, why in {
         **{"link": "symbolic link", "inner": "symbolic link", "up/secret": "symbolic link|is no folder"},
+        **{"up/below/secret": "symbolic link|is no folder", "docs/tool.sh": "symbolic link|is no folder"},
         **{"pipe": "no file", "hard": "2 names", "dir": "a folder", "sparse": "at most 1000"},
     }.items():
         with pytest.raises(InputError, match=why):
             ws.read(path, limit=1000)
-    for path in ("link", "pipe", "dir", "up/secret", "up/new", "inner"):
+    for path in ("link", "pipe", "dir", "up/secret", "up/new", "up/below/secret", "up/below/new", "inner"):
         with pytest.raises(InputError, match=r"delete it first|symbolic link|is no folder"):
             ws.write(path, b"owned")
     with pytest.raises(InputError, match=r"symbolic link|is no folder"):
-        ws.list("up")
+        ws.list("up/below")
     with pytest.raises(InputError, match=r"symbolic link|is no folder"):
-        ws.delete("up/secret")
+        ws.delete("up/below/secret")
     for path in ("link", "up", "pipe"):
         ws.delete(path)
     ws.write("hard", b"own")
     assert ws.read("README.md") == b"one\ntwo\nthree\n"
-    assert secret.read_text() == "hunter2"
-    assert sorted(os.listdir(tmp_path)) == ["repository", "secret"]
+    assert secret.read_text() == (tmp_path / "below" / "secret").read_text() == "hunter2"
+    assert sorted(os.listdir(tmp_path)) == ["below", "repository", "secret"]
+    assert os.listdir(tmp_path / "below") == ["secret"]
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can make files of another user")
@@ -483,7 +488,8 @@ secret, folder = sys.argv[1], os.path.dirname(sys.argv[1])
 def quiet(action, *arguments):
     try: action(*arguments)
     except OSError: pass
-os.mkdir("there"); open("there/secret", "w").write("mine"); open("file", "w").write("mine")
+os.makedirs("there/below"); open("file", "w").write("mine")
+open("there/secret", "w").write("mine"); open("there/below/secret", "w").write("mine")
 open("ready", "w")
 while True:
     for name, target in (("file", secret), ("there", folder)):
@@ -496,6 +502,8 @@ def test_swapping_under_the_hands_of_the_host(ws: Workspace, way: str, tmp_path:
     """A program that puts a link in place of a file and of a folder, between every check and its use."""
     secret = tmp_path / "secret"
     secret.write_text("hunter2")
+    (tmp_path / "below").mkdir()
+    (tmp_path / "below" / "secret").write_text("hunter2")
     runs = threading.Thread(target=ws.run, args=(python_argv("-c", SWAP, str(secret)),), kwargs={"timeout": 1.2})
     runs.start()
     assert wait_until(lambda: any(entry.path == "ready" for entry in ws.list()))
@@ -505,8 +513,9 @@ def test_swapping_under_the_hands_of_the_host(ws: Workspace, way: str, tmp_path:
         for action in (
             lambda: ws.read("file"),
             lambda: ws.read("there/secret"),
+            lambda: ws.read("there/below/secret"),
             lambda: ws.write("there/secret", b"theirs"),
-            lambda: ws.write("there/planted", b"theirs"),
+            lambda: ws.write("there/below/planted", b"theirs"),
             lambda: b"".join(os.fsencode(entry.path) for entry in ws.walk("there")),
         ):
             try:
@@ -518,8 +527,9 @@ def test_swapping_under_the_hands_of_the_host(ws: Workspace, way: str, tmp_path:
     assert seen.get(b"mine")
     assert refused
     assert not any(b"hunter2" in data or b"repository" in data for data in seen)
-    assert secret.read_text() == "hunter2"
-    assert sorted(os.listdir(tmp_path)) == ["repository", "secret"]
+    assert secret.read_text() == (tmp_path / "below" / "secret").read_text() == "hunter2"
+    assert sorted(os.listdir(tmp_path)) == ["below", "repository", "secret"]
+    assert os.listdir(tmp_path / "below") == ["secret"]
 
 
 def test_the_repository_itself_may_be_swapped(ws: Workspace, tmp_path: Path) -> None:
@@ -593,8 +603,13 @@ os.utime("pkg/data.bin", ns=(status.st_atime_ns, status.st_mtime_ns))
     assert plain_ws.read("README.md") == b"one\ntwo\nthree\n"
 
 
-def test_changes_at_once_after_a_snapshot_are_found(plain_ws: Workspace) -> None:
-    """Within one tick of the clock that file times are taken from."""
+@pytest.mark.parametrize("clock", ["fine", "coarse"])
+def test_changes_at_once_after_a_snapshot_are_found(
+    plain_ws: Workspace, clock: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Within one tick of the clock that file times are taken from: with a coarse one nothing tells the two apart."""
+    if clock == "coarse":
+        monkeypatch.setattr(snapshots, "_signature", lambda entry: (entry.status.st_ino, entry.size, 0, 0))
     for number in range(30):
         plain_ws.write("f", b"%04d" % number)
         inode = os.stat(host_folder(plain_ws) / "codemill" / "f")
@@ -608,6 +623,17 @@ def test_changes_at_once_after_a_snapshot_are_found(plain_ws: Workspace) -> None
         assert plain_ws.read("f") == b"%04d" % number
         plain_ws.rollback(later)
         assert plain_ws.read("f") == b"x%03d" % number
+
+
+def test_files_that_became_one_are_two_again(ws: Workspace) -> None:
+    assert ws.run("cp -p README.md copy").succeeded
+    state = ws.snapshot()
+    assert ws.run("ln -f README.md copy; echo both >> copy").succeeded
+    ws.rollback(state)
+    assert ws.run("ln -f README.md copy").succeeded
+    ws.rollback(state)
+    assert ws.run("echo one >> README.md").succeeded
+    assert ws.read("copy") == b"one\ntwo\nthree\n"
 
 
 def test_snapshots_share_what_did_not_change(plain_ws: Workspace) -> None:
@@ -699,6 +725,23 @@ def test_modes_deletions_and_kinds(ws: Workspace, source: Path) -> None:
     ws.rollback(ws.base)
     ws.apply(diff)
     assert ws.diff() == diff
+
+
+def test_files_and_folders_take_each_others_place(ws: Workspace, source: Path) -> None:
+    assert ws.run(
+        "rm -r pkg docs README.md; echo x > pkg; mkdir -p docs README.md/below; echo y > README.md/below/y"
+    ).succeeded
+    check_diff(ws, source)
+    diff, there = ws.diff(), ws.snapshot()
+    ws.rollback(ws.base)
+    assert set(ws.apply(diff)) == {"README.md", "README.md/below/y", "docs", "pkg", "pkg/data.bin", "pkg/tool.sh"}
+    assert ws.diff() == diff
+    assert ws.changed(there) == ()
+    ws.rollback(ws.base)
+    ws.write("pkg/kept", b"not in the diff")
+    with pytest.raises(InputError, match="'pkg' is a folder"):
+        ws.apply(diff)
+    assert [change.path for change in ws.changed()] == ["pkg/kept"]
 
 
 def test_what_a_diff_cannot_carry_is_named(ws: Workspace, tmp_path: Path) -> None:

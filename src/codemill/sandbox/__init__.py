@@ -4,6 +4,8 @@ Built from what an ordinary Linux user has: namespaces, Landlock, seccomp, resou
 Each axis of isolation is attacked live before anything is run, and what is in force is written into every outcome.
 """
 
+from codemill.sandbox.changes import Change
+from codemill.sandbox.folder import Entry, OverLimitError
 from codemill.sandbox.job import Job, Outcome
 from codemill.sandbox.plan import Layers, python_argv
 from codemill.sandbox.policy import Axis, Policy
@@ -15,9 +17,12 @@ __all__ = [
     "AsyncWorkspace",
     "Axis",
     "Call",
+    "Change",
+    "Entry",
     "Job",
     "Layers",
     "Outcome",
+    "OverLimitError",
     "Policy",
     "Sandbox",
     "Warm",

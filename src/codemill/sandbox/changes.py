@@ -160,11 +160,12 @@ class Changes:
         if path in state:
             return state[path] is not None
         there = self._tree.look(path)
-        return there is not None and not self._counts_for_nothing(there, path)
+        return there is not None and there.kind != "folder"  # those are looked at when it is known what goes
 
-    def _counts_for_nothing(self, there: Entry, path: str) -> bool:
-        """Whether it is a folder without a file, which a diff does not know of."""
-        return there.kind == "folder" and all(entry.kind == "folder" for entry in self._tree.walk(path))
+    def _is_emptied(self, path: str, state: Mapping[str, Version | None]) -> bool:
+        """Whether no file is left in a folder by then; a diff does not know of folders."""
+        files = [entry.path for entry in self._tree.walk(path) if entry.kind != "folder"]
+        return all(name in state and state[name] is None for name in files)
 
     def _check(self, state: Mapping[str, Version | None]) -> None:
         for path, version in state.items():
@@ -180,7 +181,7 @@ class Changes:
                 if state.get(above) is not None or (there is not None and there.kind != "folder" and not gone):
                     raise InputError(f"diff: {path!r} lies below {above!r}, which is no folder")
             there = self._tree.look(path)
-            if there is not None and there.kind == "folder" and not self._counts_for_nothing(there, path):
+            if there is not None and there.kind == "folder" and not self._is_emptied(path, state):
                 raise InputError(f"diff: {path!r} is a folder")
 
     def _put(self, state: Mapping[str, Version | None], trash: Folder) -> None:
