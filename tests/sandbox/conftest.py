@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 from sandbox_support import BUILDS, LIMITS, Run, runner, warm_runner
+from workspace_support import SMALL
 
 from codemill.core.errors import IsolationError
-from codemill.sandbox import Sandbox
+from codemill.sandbox import Sandbox, Workspace
 
 
 @pytest.fixture(scope="session")
@@ -43,3 +46,28 @@ def plain(sandboxes: Callable[[str], Sandbox]) -> Sandbox:
 def run(request: pytest.FixtureRequest, sandbox: Sandbox) -> Run:
     """Code in a process started for it, and in a fork of a warm interpreter: whatever is attacked must hold in both."""
     return (runner if request.param == "job" else warm_runner)(sandbox)
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    root = tmp_path / "repository"
+    (root / "pkg" / "empty").mkdir(parents=True)
+    (root / "README.md").write_text("one\ntwo\nthree\n")
+    (root / "pkg" / "tool.sh").write_text("#!/bin/sh\necho tool\n")
+    (root / "pkg" / "tool.sh").chmod(0o755)
+    (root / "pkg" / "data.bin").write_bytes(bytes(range(256)) * 8)
+    (root / "docs").symlink_to("pkg")
+    os.utime(root / "README.md", ns=(1_000_000_000_000_000_007,) * 2)
+    return root
+
+
+@pytest.fixture
+def ws(sandbox: Sandbox, source: Path) -> Iterator[Workspace]:
+    with sandbox.workspace(source, policy=SMALL) as workspace:
+        yield workspace
+
+
+@pytest.fixture
+def plain_ws(plain: Sandbox, source: Path) -> Iterator[Workspace]:
+    with plain.workspace(source, policy=SMALL) as workspace:
+        yield workspace

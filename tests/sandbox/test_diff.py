@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import shutil
 import subprocess
 from pathlib import Path
@@ -12,6 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from codemill.core.errors import InputError
+from codemill.sandbox import diff
 from codemill.sandbox.diff import EXECUTABLE, FILE, LINK, Effort, Version, file_diff, matching_blocks, quoted
 from codemill.sandbox.folder import checked, link_stays_inside
 from codemill.sandbox.patch import parse_diff, patched
@@ -112,26 +114,17 @@ def test_matching_lines_are_equal_and_in_order(old: list[str], new: list[str], s
 
 
 @given(LINES, LINES)
-@settings(max_examples=100, deadline=None)
-def test_a_small_region_without_anchors_gets_the_longest_match(old: list[str], new: list[str]) -> None:
-    old, new = (
-        [f"{line}{n % 2}" for n, line in enumerate(old + old)],
-        [f"{line}{n % 2}" for n, line in enumerate(new + new)],
-    )
-
-    def longest() -> int:
-        row = [0] * (len(new) + 1)
-        for line in old:
-            last = row
-            row = [0]
-            for j, other in enumerate(new):
-                row.append(last[j] + 1 if line == other else max(last[j + 1], row[j]))
-        return row[-1]
-
-    found = sum(size for _, _, size in matching_blocks(old, new, Effort()))
-    unique = {line for line in old if old.count(line) == 1} & {line for line in new if new.count(line) == 1}
-    assert found <= longest()
-    assert unique or found == longest()
+@settings(max_examples=200, deadline=None)
+def test_lines_without_anchors_get_the_longest_match(old: list[str], new: list[str]) -> None:
+    row = [0] * (len(new) + 1)
+    for line in old:
+        last, row = row, [0]
+        for j, other in enumerate(new):
+            row.append(last[j] + 1 if line == other else max(last[j + 1], row[j]))
+    found = diff._common(old, new, 0, len(old), 0, len(new))
+    assert len(found) == row[-1]
+    assert all(old[i] == new[j] for i, j in found)
+    assert all(i < k and j < m for (i, j), (k, m) in itertools.pairwise(found))
 
 
 def test_hostile_files_are_compared_in_bounded_steps() -> None:

@@ -16,9 +16,12 @@ NOBODY = 65534
 CHOSEN = (
     "(full or bare) and (read or changed or socket or interfaces or privilege or other_process or daemons-leave"
     " or list or children or fork or subprocess or filled or says_what)"
-    " or (test_workspace_steps and not (bare or mountless or swapping or deep or killed))"
+    " or (test_workspace and not (bare or mountless or swapping or deep or killed))"
 )
-FILES = ("test_isolation.py", "test_limits.py", "test_lifecycle.py", "test_workspace_steps.py")
+FILES = (
+    *("test_isolation.py", "test_limits.py", "test_lifecycle.py"),
+    *("test_workspace_steps.py", "test_workspace_files.py", "test_workspace_states.py"),
+)
 
 
 def _can_run(user: int, interpreter: str) -> bool:
