@@ -356,7 +356,10 @@ class _Run:
     def _disk_look_is_due(self) -> bool:
         """Now and then, and sooner if the disk has become fuller, by whomever."""
         assert self._box is not None
-        disk = os.statvfs(self._box)
+        try:
+            disk = os.statvfs(self._box)
+        except OSError:  # the launcher has removed it: the job has just ended
+            return False
         free = disk.f_bavail * disk.f_frsize + disk.f_favail * _INODE_BYTES
         pause = time.monotonic() - self._disk_look
         if pause < _DISK_PAUSES * self._disk_look_seconds:
