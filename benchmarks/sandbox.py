@@ -4,6 +4,7 @@ python benchmarks/sandbox.py            the duel, the floor, the latency of one 
 python benchmarks/sandbox.py --mixed    10,000 verdicts of every kind in one run: none lost, none wrong
 python benchmarks/sandbox.py --workers  throughput against the number of workers
     python benchmarks/sandbox.py --evalplus  against the executor of evalplus, where that package is installed
+python benchmarks/sandbox.py --workspace an agent's steps in a repository of 1,000 files
 python benchmarks/sandbox.py --soak N   N runs of nothing: processes, descriptors, mounts and memory before and after
 """
 
@@ -280,6 +281,52 @@ def soak(count: int) -> list[dict[str, Any]]:
     return rows + [row(f"soak-{k}", f"grown over {count} runs", k, [float(after[k] - before[k])]) for k in before]
 
 
+def repository(folder: str, files: int) -> Path:
+    """Source files of 4 KB, 20 in a folder."""
+    root = Path(folder) / "repository"
+    for number in range(files):
+        path = root / f"part{number // 20}" / f"module{number}.py"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("".join(f"value_{number}_{line} = {line}  # one line of a file\n" for line in range(90)))
+    return root
+
+
+def workspace_steps(files: int, times: int) -> list[dict[str, Any]]:
+    """Milliseconds of each call, alone. Before a snapshot, a rollback and a diff three files are changed."""
+    from codemill.sandbox import Job, Sandbox
+
+    taken: dict[str, list[float]] = {}
+
+    def note(name: str, step: Any) -> Any:
+        found: list[Any] = []
+        taken.setdefault(name, []).append(1e3 * timed(lambda: found.append(step())))
+        return found[0]
+
+    with tempfile.TemporaryDirectory() as folder, Sandbox() as sandbox:
+        root = repository(folder, files)
+        for _ in range(5):
+            opened = sandbox.workspace(root)
+            note("open", opened.__enter__)
+            note("close", opened.close)
+        with sandbox.workspace(root) as ws:
+            for number in range(times):
+                assert note("job", lambda: sandbox.run_blocking(Job(argv=("true",)))).succeeded
+                assert note("run", lambda: ws.run(["true"])).succeeded
+                for part in range(3):
+                    name = f"part{part}/module{20 * part}.py"
+                    text = note("read", lambda name=name: ws.read(name)) + b"# %d\n" % number
+                    note("write", lambda name=name, text=text: ws.write(name, text))
+                state = note("snapshot", ws.snapshot)
+                assert note("diff", ws.diff).count("diff --git") == 3
+                ws.forget(state)
+                note("rollback", lambda: ws.rollback(ws.base))
+    what = {"job": "an empty job beside it", "run": '`run(["true"])`', "open": "copying it in", "close": "removing it"}
+    return [
+        row(f"workspace-{name}", f"a repository of {files} files: {what.get(name, name)}", "ms", values)
+        for name, values in taken.items()
+    ]
+
+
 def _resident(pid: int) -> int:
     return int(Path(f"/proc/{pid}/status").read_text().split("VmRSS:")[1].split()[0])
 
@@ -290,6 +337,7 @@ def main() -> None:
     parser.add_argument("--mixed", action="store_true")
     parser.add_argument("--workers", action="store_true")
     parser.add_argument("--evalplus", action="store_true")
+    parser.add_argument("--workspace", action="store_true")
     parser.add_argument("--soak", type=int, default=0)
     arguments = parser.parse_args()
     if arguments.worker:
@@ -305,6 +353,8 @@ def main() -> None:
         return write(
             "sandbox-evalplus", [row("humaneval-call-evalplus", work, "verdicts/s", mine, peers, peer_name="evalplus")]
         )
+    if arguments.workspace:
+        return write("sandbox-workspace", workspace_steps(1000, 30))
     if arguments.soak:
         return write("sandbox-soak", soak(arguments.soak))
     rows = []

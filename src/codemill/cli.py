@@ -35,6 +35,9 @@ Set = Annotated[list[str] | None, typer.Option("--set", help="Override: field=va
 
 def main() -> None:
     """Entry point: errors that a user can act on end in one line and an exit code."""
+    # Threads that wait for each other spin; where another program wants the core, that must not last. Read by the OpenMP
+    # library when torch loads it.
+    os.environ.setdefault("GOMP_SPINCOUNT", "20000")
     try:
         app(standalone_mode=False)
     except CodemillError as error:
@@ -147,16 +150,31 @@ def train(
 
 @app.command()
 def evaluate(
-    model: Annotated[str, typer.Argument(help="A registry name or a checkpoint folder.")],
-    tasks: Annotated[list[str], typer.Argument(help="Tasks folders, tasks.jsonl files, humaneval[:PATH], mbpp:PATH.")],
+    arguments: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="[MODEL] TASKS...",
+            help="A registry name or a checkpoint folder (not with --model or --endpoint); then tasks folders, tasks.jsonl "
+            "files, humaneval[:PATH], mbpp:PATH.",
+        ),
+    ],
     out: Out,
+    model: Annotated[str, typer.Option(help="The model; with --endpoint its name there.")] = "",
+    endpoint: Annotated[str, typer.Option(help="Ask an OpenAI-compatible server, like http://127.0.0.1:8000/v1.")] = "",
+    api_key_env: Annotated[str, typer.Option(help="Environment variable that holds the server's key.")] = "",
+    concurrency: Annotated[int, typer.Option(min=1, help="Requests to the server at once.")] = 16,
+    infill: Annotated[str, typer.Option(help="How the server infills: auto, suffix, infill or none.")] = "auto",
+    price: Annotated[str, typer.Option(help="US dollars per million tokens, IN,OUT: the cost is reported.")] = "",
     split: Annotated[str, typer.Option(help="held_out, train or all: which tasks of a tasks folder.")] = "held_out",
     limit: Annotated[int, typer.Option(min=0, help="Only the first so many tasks; 0 takes all.")] = 0,
     samples: Annotated[int, typer.Option(min=1, help="Answers for each task.")] = 1,
     temperature: Annotated[float, typer.Option(min=0, help="0 is greedy.")] = 0.0,
     top_p: Annotated[float, typer.Option(help="Nucleus of the sampling distribution.")] = 1.0,
     max_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 192,
-    max_prompt_tokens: Annotated[int, typer.Option(min=0, help="Longest prompt; 0 leaves it whole.")] = 1024,
+    max_prompt_tokens: Annotated[
+        int | None,
+        typer.Option(min=0, help="Longest prompt; 0 leaves it whole.", show_default="1024, with --endpoint 0"),
+    ] = None,
     bits_per_byte: Annotated[
         Path | None, typer.Option(help="A tasks folder: its held-out files are predicted as well.")
     ] = None,
@@ -166,21 +184,152 @@ def evaluate(
     seed: Annotated[int, typer.Option(help="Source of sampling.")] = 0,
     as_json: Json = False,
 ) -> None:
-    """Measure a checkpoint: answers, verdicts from executed code, pass@k with intervals, bits per byte."""
+    """Measure a model: answers, verdicts from executed code, pass@k with intervals, bits per byte."""
     from codemill.cli_tables import suites_table
-    from codemill.models.pull import pull as pull_model
+    from codemill.core.errors import ConfigError
     from codemill.recipe.stages import evaluate_on, suite_named
 
+    model, *tasks = [model, *arguments] if model or endpoint else arguments
+    if not model or not tasks:
+        raise ConfigError("name a model and tasks: evaluate MODEL TASKS..., or TASKS... --endpoint URL --model NAME")
+    if max_prompt_tokens is None:
+        max_prompt_tokens = 0 if endpoint else 1024
     settings = {
         "split": split, "limit": limit, "samples": samples, "temperature": temperature, "top_p": top_p,
         "max_tokens": max_tokens, "max_prompt_tokens": max_prompt_tokens,
     }  # fmt: skip
     suites = [suite_named(reference, settings) for reference in tasks]
-    facts = evaluate_on(
-        pull_model(model), suites, out, held_out=bits_per_byte, batch=batch, dtype=dtype, device=device, seed=seed
-    )
+    if endpoint:
+        if bits_per_byte is not None or (dtype, device) != ("auto", "auto"):
+            raise ConfigError(
+                "--bits-per-byte, --dtype and --device are about weights, which are not here with --endpoint"
+            )
+        generator = _generator_at(endpoint, model, api_key_env, concurrency, infill, price)
+        facts = _evaluate_endpoint(generator, suites, out, seed)
+    else:
+        from codemill.models.pull import pull as pull_model
+
+        facts = evaluate_on(
+            pull_model(model), suites, out, held_out=bits_per_byte, batch=batch, dtype=dtype, device=device, seed=seed
+        )
     _emit(facts, as_json, lambda: suites_table(facts))
     _check_valid(facts["suites"])
+
+
+def _generator_at(endpoint: str, model: str, api_key_env: str, concurrency: int, infill: str, price: str) -> Any:
+    """A generator behind a server, from flags."""
+    from codemill.core.errors import ConfigError, nearest
+    from codemill.engine.openai import OpenAIGenerator, Price
+
+    ways = ("auto", "suffix", "infill", "none")
+    if infill not in ways:
+        raise ConfigError(f"--infill {infill}: {nearest(infill, ways)}")
+    try:
+        prompt, completion = map(float, price.split(",")) if price else (0.0, 0.0)
+    except ValueError:
+        raise ConfigError(f"--price {price!r}: give two numbers, like 0.15,0.6") from None
+    if not (0 <= prompt < float("inf") and 0 <= completion < float("inf")):
+        raise ConfigError(f"--price {price!r}: a price is a number that is not negative")
+    return OpenAIGenerator(
+        endpoint,
+        model,
+        api_key_env=api_key_env,
+        concurrency=concurrency,
+        infill=infill,  # type: ignore[arg-type]
+        price=Price(prompt=prompt, completion=completion),
+    )
+
+
+def _evaluate_endpoint(generator: Any, suites: list[tuple[Any, Path | None]], out: Path, seed: int) -> dict[str, Any]:
+    from codemill.core.artifact import folder_identity
+    from codemill.core.contracts import Sampling
+    from codemill.evaluation.checkpoint import SuiteRun
+    from codemill.evaluation.endpoint import evaluate_endpoint
+    from codemill.recipe.stages import suite_tasks
+
+    runs = []
+    for suite, given in suites:
+        tasks, folder = suite_tasks(suite, given)
+        sampling = Sampling(max_tokens=suite.max_tokens, temperature=suite.temperature, top_p=suite.top_p, seed=seed)
+        runs.append(
+            SuiteRun(
+                name=suite.name,
+                tasks=tuple(tasks),
+                folder=folder,
+                sampling=sampling,
+                samples=suite.samples,
+                max_prompt_tokens=suite.max_prompt_tokens,
+            )
+        )
+    config = {"suites": [suite.model_dump(mode="json") for suite, _ in suites], "seed": seed}
+    inputs = {f"suite {suite.name}": folder_identity(given) for suite, given in suites if given is not None}
+    return evaluate_endpoint(generator, runs, out, config=config, inputs=inputs)
+
+
+@app.command()
+def serve(
+    model: Annotated[str, typer.Argument(help="A registry name or a checkpoint folder.")],
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port to listen on; 0 takes a free one.")] = 8012,
+    name: Annotated[str, typer.Option(help="The model's name for clients; default: the checkpoint's.")] = "",
+    api_key_env: Annotated[str, typer.Option(help="Environment variable that holds the key clients must send.")] = "",
+    open_to_all: Annotated[bool, typer.Option("--open-to-all", help="Allow other hosts without a key.")] = False,
+    rate: Annotated[int, typer.Option(help="Requests a minute from one address; 0: no limit.")] = 1200,
+    max_body_mb: Annotated[float, typer.Option(help="Largest request body, in megabytes.")] = 4.0,
+    max_sequences: Annotated[int, typer.Option(help="Answers written or waiting at once, before 429.")] = 256,
+    drain_seconds: Annotated[float, typer.Option(help="Time for running answers after SIGTERM.")] = 30.0,
+    batch: Annotated[int, typer.Option(min=1, help="Sequences generated at once.")] = 32,
+    kv_mb: Annotated[int, typer.Option(min=0, help="Key-value cache in megabytes; 0 chooses.")] = 0,
+    speculate: Annotated[bool, typer.Option(help="Draft tokens by looking them up in the text.")] = True,
+    weights: Annotated[str, typer.Option(help="bf16, int8 or int4: how weights are kept.")] = "bf16",
+    dtype: Annotated[str, typer.Option(help="auto, bf16 or fp32.")] = "auto",
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+) -> None:
+    """Serve a model: OpenAI's protocol for chats and completions, llama.cpp's /infill for editors."""
+    from codemill.core.errors import UnavailableError
+
+    try:
+        from codemill.serving.server import listen
+        from codemill.serving.server import serve as run_server
+    except ModuleNotFoundError as error:
+        if (error.name or "").startswith("codemill"):
+            raise
+        raise UnavailableError(
+            f"serve needs {error.name}: install codemill with its extra, 'codemill[serve]'"
+        ) from None
+    from codemill.engine.engine import Engine
+    from codemill.models.pull import pull as pull_model
+    from codemill.serving.settings import ServeSettings
+
+    settings = ServeSettings(
+        host=host, port=port, name=name, api_key=_key_from(api_key_env), open_to_all=open_to_all, rate_per_minute=rate,
+        max_body_bytes=int(max_body_mb * 1e6), max_sequences=max_sequences, drain_seconds=drain_seconds,
+    )  # fmt: skip
+    with listen(settings) as listener:  # before the model is loaded: a port in use is known at once
+        engine = Engine.load(
+            pull_model(model), dtype=dtype, device=device, weights=_weights(weights), max_batch=batch,
+            kv_bytes=kv_mb << 20, speculate=speculate,
+        )  # fmt: skip
+        run_server(engine, settings, lambda line: print(line, file=sys.stderr, flush=True), listener)
+
+
+def _weights(given: str) -> Any:
+    from codemill.core.errors import ConfigError, nearest
+
+    valid = ("bf16", "int8", "int4")
+    if given not in valid:
+        raise ConfigError(f"--weights {given}: not one of them; {nearest(given, valid)}")
+    return given
+
+
+def _key_from(variable: str) -> str:
+    """The key in an environment variable; "" where none is named."""
+    from codemill.core.errors import ConfigError
+
+    key = os.environ.get(variable, "") if variable else ""
+    if variable and not key:
+        raise ConfigError(f"--api-key-env {variable}: the variable is not set, or empty")
+    return key
 
 
 @app.command()

@@ -93,7 +93,7 @@ def test_packed_documents_do_not_see_each_other(tmp_path: Path) -> None:
 
 def test_packed_positions() -> None:
     assert packed_positions([2, 3, 1]).tolist() == [0, 1, 0, 1, 2, 0]
-    assert PackedAttention([4, 4, 2, 4]).runs == [(0, 2, 4), (8, 1, 2), (10, 1, 4)]
+    assert PackedAttention([4, 4, 2, 4]).equal == [(0, 2, 4), (8, 1, 2), (10, 1, 4)]
 
 
 @pytest.mark.parametrize("name", FAMILIES)

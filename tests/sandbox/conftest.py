@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import shutil
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -12,6 +14,18 @@ from workspace_support import SMALL
 
 from codemill.core.errors import IsolationError
 from codemill.sandbox import Sandbox, Workspace
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_temporary_folder() -> Iterator[None]:
+    """What is left there can then only be ours, whoever runs the same tests beside."""
+    folder = tempfile.mkdtemp(prefix="codemill-tests-")
+    os.chmod(folder, 0o711)  # users of the programs come through it
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tempfile, "tempdir", folder)
+        patch.setenv("TMPDIR", folder)
+        yield
+    shutil.rmtree(folder)
 
 
 @pytest.fixture(scope="session")

@@ -7,13 +7,14 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from sandbox_support import Run
+from sandbox_support import BUILDS, Run
 
 from codemill.core.errors import InputError
-from codemill.sandbox import Job, Sandbox, python_argv
+from codemill.sandbox import Job, Sandbox, launcher, python_argv
 
 TRY = """
 import contextlib, json, os, sys
@@ -257,6 +258,34 @@ def test_planted_descriptors_are_not_inherited(run: Run, secret: Path) -> None:
     finally:
         os.close(descriptor)
         os.close(high)
+
+
+@pytest.mark.parametrize("build", BUILDS)
+@pytest.mark.parametrize("how", ["workspace", "files"])
+def test_a_chain_of_folders_is_copied_or_refused(
+    sandboxes: Callable[[str], Sandbox], tmp_path: Path, build: str, how: str
+) -> None:
+    sandbox, work = sandboxes(build), tmp_path / "work"
+    (work / "/".join("d" * 200)).mkdir(parents=True)
+
+    def job(depth: int) -> Job:
+        if how == "files":
+            return Job(argv=("sh", "-c", "cat $(find . -type f)"), files={"d/" * depth + "f": b"found"})
+        top = work
+        for _ in range(depth // 200 - 1):  # from the top, as a path to the bottom would be too long
+            above = tmp_path / "above"
+            (above / "/".join("d" * 199)).mkdir(parents=True)
+            top.rename(above / "/".join("d" * 199) / "d")
+            above.rename(top)
+        (work / ("d/" * 150) / "f").write_bytes(b"found")
+        return Job(argv=("sh", "-c", "cat $(find . -type f)"), workspace=work)
+
+    try:
+        assert sandbox.run_blocking(job(200)).stdout == b"found"
+        with pytest.raises(InputError, match="folders deep"):
+            sandbox.run_blocking(job(5000 if how == "workspace" else 2000))
+    finally:
+        launcher.remove_tree(str(work))  # pytest cannot
 
 
 def test_a_workspace_is_copied_and_its_links_are_not_followed(run: Run, secret: Path, tmp_path: Path) -> None:

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import threading
+import time
 from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from sandbox_support import Run, processes_with, runner
 
-from codemill.sandbox import Job, Policy, Sandbox
+from codemill.sandbox import Job, Layers, Policy, Sandbox, supervise
 
 
 @pytest.fixture(params=["full", "bare"])  # between the two nothing is new about limits
@@ -293,3 +298,25 @@ def test_exit_codes_and_signals_are_told_apart(plain: Sandbox) -> None:
     killed = run("import os, signal; signal.raise_signal(signal.SIGKILL)")
     assert (killed.end, killed.signal, killed.exit_code) == ("signal", signal.SIGKILL, None)
     assert plain.run_blocking(Job(argv=("sh", "-c", "exit 9"))).exit_code == 9
+
+
+def test_the_disk_is_looked_at_as_it_fills(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Long looks make long pauses, but not while a program writes more than it may."""
+    free = [100 << 20]
+    monkeypatch.setattr(os, "statvfs", lambda _: SimpleNamespace(f_bavail=free[0], f_frsize=1, f_favail=0))
+    run = supervise._Run(Job(argv=("true",)), Policy(disk_bytes=8 << 20), Layers(), threading.Event())
+    run._box, run._disk_look, run._free = str(tmp_path), time.monotonic(), free[0]
+    run._disk_look_seconds = 0.0
+    assert not run._disk_look_is_due()
+    free[0] -= 2 << 20
+    assert run._disk_look_is_due()
+    run._disk_look_seconds = 60.0
+    free[0] -= 7 << 20
+    assert not run._disk_look_is_due()
+    free[0] -= 2 << 20
+    assert run._disk_look_is_due()
+    free[0] += 50 << 20  # somebody else made room: what is written after that counts from there
+    assert not run._disk_look_is_due()
+    free[0] -= 9 << 20
+    assert run._disk_look_is_due()
+    run.close()

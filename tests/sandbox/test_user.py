@@ -20,7 +20,7 @@ CHOSEN = (
 )
 FILES = (
     *("test_isolation.py", "test_limits.py", "test_lifecycle.py"),
-    *("test_workspace_steps.py", "test_workspace_files.py", "test_workspace_states.py"),
+    *("test_workspace_steps.py", "test_workspace_files.py", "test_workspace_states.py", "test_workspace_callers.py"),
 )
 
 

@@ -9,7 +9,7 @@ import pytest
 from workspace_support import check_diff, host_folder, picture, python
 
 from codemill.core.errors import InputError
-from codemill.sandbox import OverLimitError, Workspace, snapshots
+from codemill.sandbox import OverLimitError, Sandbox, Workspace, snapshots
 
 # Snapshots ----------------------------------------------------------------------------------------------------------
 
@@ -221,3 +221,14 @@ def test_applying_is_all_or_nothing(plain_ws: Workspace, tmp_path: Path) -> None
     assert plain_ws.apply(good) == ("README.md",)
     assert plain_ws.read("README.md") == b"one\n2\nthree\n"
     assert plain_ws.apply("") == ()
+
+
+def test_the_documentation_shows_what_works(plain: Sandbox, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    page = Path(__file__).parents[2] / "docs" / "sandbox.md"
+    code = page.read_text().split("## A workspace for agents")[1].split("```python\n")[1].split("```")[0]
+    (tmp_path / "greet.py").write_text("def main():\n    print('Helo')\n")
+    exec(code.replace("path/to/repository", str(tmp_path)), {})
+    shown = capsys.readouterr().out
+    assert shown.startswith("exited 0 Hello\n")
+    assert "(Change(path='greet.py', kind='changed', note=''),) diff --git a/greet.py" in shown
+    assert "junk" not in shown

@@ -18,7 +18,7 @@ from sandbox_support import BUILDS, processes_with, wait_until
 from workspace_support import CLOSED, SMALL, host_folder, left, picture, python
 
 from codemill.core.errors import ConfigError, InputError
-from codemill.sandbox import Layers, OverLimitError, Policy, Sandbox, Workspace, python_argv
+from codemill.sandbox import Layers, OverLimitError, Policy, Sandbox, Workspace, python_argv, supervise
 
 # Steps --------------------------------------------------------------------------------------------------------------
 
@@ -175,7 +175,10 @@ def test_the_disk_has_an_end(ws: Workspace, code: str) -> None:
     assert os.listdir(host_folder(ws).parent / "trash") == []
 
 
-def test_what_a_quick_command_leaves_is_measured_at_its_end(plain_ws: Workspace) -> None:
+def test_what_a_quick_command_leaves_is_measured_at_its_end(
+    plain_ws: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(supervise._Run, "_disk_look_is_due", lambda self: False)  # as if it had ended before the first
     code = "for i in range(4): open(f'f{i}', 'wb').write(b'x' * (4 << 20))"
     assert plain_ws.run(python_argv("-c", code)).end == "disk"
     assert plain_ws.run("rm f1 f2 f3").succeeded

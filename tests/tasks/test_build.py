@@ -97,6 +97,9 @@ def test_the_folder_is_an_artifact(built: Built) -> None:
     assert built.split("train")
     assert set(built.facts["kind"]) == {"body", "span"}
     assert len(built.facts["held_out_by_repository"]) == 2
+    isolated = sum(task.verifier.get("isolated", False) for task in built.tasks)
+    assert built.facts["tests isolated from the answer"] == isolated > 0
+    assert built.facts["tests in the answer's process"] == len(built.tasks) - isolated
 
 
 def test_questions_come_from_the_files(built: Built) -> None:

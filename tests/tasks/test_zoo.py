@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import compileall
+import py_compile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -88,13 +90,18 @@ def test_a_harness_in_one_process_is_fooled(sandbox: Sandbox) -> None:
     assert {name: outcome.stderr for name, outcome in ended.items() if not outcome.succeeded} == {}
 
 
-# The repository ----------------------------------------------------------------------------------------------------
+# The repository, both ways -----------------------------------------------------------------------------------------
+
+WAYS = pytest.mark.parametrize("isolated", [True, False], ids=["isolated", "one-process"])
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """With byte code beside the sources, as building tasks leaves it."""
     made = tmp_path_factory.mktemp("zoo")
-    write_files(made / "workspaces" / "ledger", REPOSITORY)
+    workspace = write_files(made / "workspaces" / "ledger", REPOSITORY)
+    mode = py_compile.PycInvalidationMode.CHECKED_HASH
+    assert compileall.compile_dir(workspace, quiet=2, invalidation_mode=mode, stripdir=str(workspace))
     return made
 
 
@@ -103,8 +110,16 @@ class Repository:
 
     def __init__(self, folder: Path, environment: Environment, sandbox: Sandbox) -> None:
         self._folder, self._environment, self._sandbox = folder, environment, sandbox
+        self._known: dict[object, Mapping[str, Verdict]] = {}
 
-    def __call__(self, entries: Iterable[Entry], seconds: float) -> Mapping[str, Verdict]:
+    def __call__(self, entries: Iterable[Entry], seconds: float, isolated: bool) -> Mapping[str, Verdict]:
+        listed = tuple(entries)
+        key = (listed, isolated)
+        if key not in self._known:
+            self._known[key] = self._verdicts(listed, seconds, isolated)
+        return self._known[key]
+
+    def _verdicts(self, listed: tuple[Entry, ...], seconds: float, isolated: bool) -> Mapping[str, Verdict]:
         verifier = {
             "kind": "workspace",
             "workspace": "ledger",
@@ -113,12 +128,12 @@ class Repository:
             "start": len(BEFORE),
             "end": len(BEFORE + RIGHT),
             "seconds": seconds,
+            "isolated": isolated,
         }
         tasks = {
             name: Task(id=name, verifier={**verifier, "tests": tests}, prefix=BEFORE, suffix=AFTER)
             for name, tests in TESTS.items()
         }
-        listed = list(entries)
         pairs = [
             (tasks[entry.question], Answer(task_id=entry.question, completion=entry.answer, sample=number))
             for number, entry in enumerate(listed)
@@ -131,37 +146,32 @@ def repository(folder: Path, environment: Environment, sandbox: Sandbox) -> Repo
     return Repository(folder, environment, sandbox)
 
 
-@pytest.fixture(scope="module")
-def honest_in_repository(repository: Repository) -> Mapping[str, Verdict]:
-    return repository(repository_cheats.HONEST, seconds=8)
+def rejected(verdict: Verdict) -> bool:
+    """As it should be: an answer's own fault, with a reason."""
+    return not verdict.passed and verdict.scorable and verdict.score == 0 and bool(verdict.reason)
 
 
+@WAYS
 @pytest.mark.parametrize("entry", named(repository_cheats.HONEST))
-def test_honest_answers_pass_in_a_repository(entry: Entry, honest_in_repository: Mapping[str, Verdict]) -> None:
-    verdict = honest_in_repository[entry.name]
+def test_honest_answers_pass_in_a_repository(entry: Entry, isolated: bool, repository: Repository) -> None:
+    verdict = repository(repository_cheats.HONEST, 8, isolated)[entry.name]
     assert verdict.passed, (verdict.status, verdict.reason, verdict.stderr)
 
 
-@pytest.fixture(scope="module")
-def cheating_in_repository(repository: Repository) -> Mapping[str, Verdict]:
-    return repository(repository_cheats.CHEATS, seconds=0.5)
-
-
+@WAYS
 @pytest.mark.parametrize("entry", named(repository_cheats.CHEATS))
-def test_cheats_do_not_pass_in_a_repository(entry: Entry, cheating_in_repository: Mapping[str, Verdict]) -> None:
-    verdict = cheating_in_repository[entry.name]
-    assert not verdict.passed
-    assert verdict.scorable, verdict.reason
-    assert verdict.score == 0
-    assert verdict.reason
+def test_cheats_do_not_pass_in_a_repository(entry: Entry, isolated: bool, repository: Repository) -> None:
+    verdict = repository(repository_cheats.CHEATS, 0.5, isolated)[entry.name]
+    assert rejected(verdict), (verdict.status, verdict.reason)
 
 
-@pytest.fixture(scope="module")
-def beyond(repository: Repository) -> Mapping[str, Verdict]:
-    return repository(repository_cheats.BEYOND, seconds=5)
+@pytest.mark.parametrize("entry", named(repository_cheats.BEYOND))
+def test_what_one_process_cannot_stop_two_do(entry: Entry, repository: Repository) -> None:
+    verdict = repository(repository_cheats.BEYOND, 5, isolated=True)[entry.name]
+    assert rejected(verdict), (verdict.status, verdict.reason)
 
 
 @pytest.mark.parametrize("entry", named(repository_cheats.BEYOND))
 @pytest.mark.xfail(strict=True, reason="tests and answer share a process: docs/sandbox.md, what is not promised")
-def test_what_one_process_cannot_stop(entry: Entry, beyond: Mapping[str, Verdict]) -> None:
-    assert not beyond[entry.name].passed
+def test_what_one_process_cannot_stop(entry: Entry, repository: Repository) -> None:
+    assert not repository(repository_cheats.BEYOND, 5, isolated=False)[entry.name].passed

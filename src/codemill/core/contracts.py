@@ -40,9 +40,22 @@ class ContextFile:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ToolCall:
+    """A call that a model asked for; `arguments` are JSON as the model wrote them, well-formed or not."""
+
+    id: str
+    name: str
+    arguments: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Message:
+    """One turn of a chat. A tool's answer names the call it belongs to."""
+
     role: Literal["system", "user", "assistant", "tool"]
     content: str
+    tool_calls: tuple[ToolCall, ...] = ()
+    tool_call_id: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -133,14 +146,33 @@ class Verdict:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Constraint:
+    """What an answer must match. `text` is a JSON schema, a regular expression or a grammar in Lark's notation."""
+
+    kind: Literal["json_schema", "regex", "lark"]
+    text: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Sampling:
-    """How tokens are drawn. `temperature` 0 is greedy; `top_k` 0 and `top_p` 1 switch the truncation off."""
+    """How tokens are drawn. `temperature` 0 is greedy; `top_k` 0, `top_p` 1, `min_p` 0 and `repetition_penalty` 1 are off.
+
+    Applied in this order: constraint, logit bias, repetition penalty (over prompt and answer), temperature, top-k, top-p,
+    min-p.
+    `top_logprobs`: how many of the likeliest tokens are reported beside each sampled one.
+    """
 
     max_tokens: int = 256
     temperature: float = 0.0
     top_k: int = 0
     top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    logit_bias: Mapping[int, float] = field(default_factory=dict)
     stop: tuple[str, ...] = ()
+    stop_token_ids: tuple[int, ...] = ()
+    constraint: Constraint | None = None
+    top_logprobs: int = 0
     seed: int = 0
 
 
@@ -148,7 +180,8 @@ class Sampling:
 class Request:
     """One prompt, in exactly one form: token ids, chat messages, or `prompt` (with `suffix`: fill in between).
 
-    `context` is put before a fill-in prompt in the model's repository format where it has one.
+    `context` is put before a fill-in prompt in the model's repository format where it has one. `tools` are JSON-schema
+    descriptions of functions for the chat template. `n` completions are drawn, told apart by `Completion.index`.
     `max_prompt_tokens` cuts a prompt from its far ends (start of the prefix, end of the suffix); 0 leaves it whole.
     """
 
@@ -156,17 +189,23 @@ class Request:
     prompt: str = ""
     suffix: str | None = None
     messages: tuple[Message, ...] = ()
+    tools: tuple[Mapping[str, Any], ...] = ()
     prompt_ids: tuple[int, ...] = ()
     context: tuple[ContextFile, ...] = ()
     max_prompt_tokens: int = 0
+    n: int = 1
     sampling: Sampling = field(default_factory=Sampling)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Completion:
-    """What a model wrote. `logprobs` are those of the sampling distribution, one per token id.
+    """What a model wrote. `logprobs` are those of the sampling distribution, `raw_logprobs` those of the model's own
+    (temperature 1, nothing cut off), one per token id.
 
-    `token_ids` are exactly the sampled ones, the end token included; `text` ends before a stop string.
+    `token_ids` are exactly the sampled ones, the end token included; `text` ends before a stop string. A generator that is
+    not told the ids (a server's client) leaves them empty. `top_logprobs` holds, per token, pairs of id and raw
+    log-probability. `cached_tokens` of the prompt came out of the prefix cache; of `drafted_tokens` proposed by
+    speculation `accepted_tokens` were kept. `cost` in US dollars where prices are known.
     """
 
     request_id: str
@@ -174,7 +213,16 @@ class Completion:
     token_ids: tuple[int, ...]
     logprobs: tuple[float, ...]
     finish_reason: Literal["stop", "length", "error"]
+    index: int = 0
+    raw_logprobs: tuple[float, ...] = ()
+    top_logprobs: tuple[tuple[tuple[int, float], ...], ...] = ()
+    tool_calls: tuple[ToolCall, ...] = ()
     prompt_tokens: int = 0
+    completion_tokens: int = 0
+    cached_tokens: int = 0
+    drafted_tokens: int = 0
+    accepted_tokens: int = 0
+    cost: float = 0.0
     error: str = ""
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from codemill.core.artifact import folder_identity, write_manifest
-from codemill.core.contracts import Document, Sampling, Task
+from codemill.core.contracts import Document, Generator, Sampling, Task
 from codemill.core.paths import atomic_write_text
 from codemill.core.records import write_records
 from codemill.evaluation.evaluate import SUMMARY, evaluate
@@ -59,23 +59,10 @@ def evaluate_checkpoint(
     engine: Engine | None = None
     facts: dict[str, Any] = {"model": model.name, "suites": {}}
     for suite in suites:
-        done = out / suite.name / SUMMARY
-        if not done.is_file():
+        if not is_measured(suite, out):
             engine = engine or _load(model, dtype, device, batch)
-            write_records(out / suite.name / TASKS, suite.tasks)
-            evaluate(
-                suite.tasks,
-                suite.folder,
-                engine,
-                sandbox,
-                out / suite.name,
-                identity=identity,
-                sampling=suite.sampling,
-                samples=suite.samples,
-                max_prompt_tokens=suite.max_prompt_tokens,
-                ks=tuple(k for k in (1, 10, 100) if k <= suite.samples),
-            )
-        facts["suites"][suite.name] = json.loads(done.read_text())
+            measure(suite, engine, sandbox, out, identity=identity)
+        facts["suites"][suite.name] = summary_of(suite, out)
     if documents:
         path = out / BITS_PER_BYTE
         if not path.is_file():
@@ -95,6 +82,34 @@ def evaluate_checkpoint(
         packages=("torch", "tokenizers"),
     )
     return facts
+
+
+def is_measured(suite: SuiteRun, out: Path) -> bool:
+    return (out / suite.name / SUMMARY).is_file()
+
+
+def summary_of(suite: SuiteRun, out: Path) -> Any:
+    return json.loads((out / suite.name / SUMMARY).read_text())
+
+
+def measure(
+    suite: SuiteRun, generator: Generator, sandbox: Sandbox, out: Path, *, identity: str, unanswered: float = 0.0
+) -> None:
+    """Answer and verify a suite into its folder below `out`; see `evaluate`."""
+    write_records(out / suite.name / TASKS, suite.tasks)
+    evaluate(
+        suite.tasks,
+        suite.folder,
+        generator,
+        sandbox,
+        out / suite.name,
+        identity=identity,
+        sampling=suite.sampling,
+        samples=suite.samples,
+        max_prompt_tokens=suite.max_prompt_tokens,
+        ks=tuple(k for k in (1, 10, 100) if k <= suite.samples),
+        unanswered=unanswered,
+    )
 
 
 def _load(model: Path, dtype: str, device: str, batch: int) -> Engine:

@@ -7,14 +7,14 @@ reused across another model, suite or sampling: the first line of the folder's s
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from codemill.core.artifact import fingerprint
-from codemill.core.contracts import Answer, Generator, Sampling, Task, Verdict
-from codemill.core.errors import InputError
+from codemill.core.contracts import Answer, Generator, Request, Sampling, Status, Task, Verdict
+from codemill.core.errors import InputError, UnavailableError
 from codemill.core.paths import atomic_write_text
 from codemill.core.progress import Progress
 from codemill.core.records import RecordLog, read_records, to_json
@@ -24,6 +24,7 @@ from codemill.sandbox import Sandbox
 from codemill.tasks.verifiers import verify_all
 
 ANSWERS, VERDICTS, SUMMARY, IDENTITY = "answers.jsonl", "verdicts.jsonl", "summary.json", "identity.json"
+GIVE_UP = 20  # answers in a row that cannot be had: the server is gone, and asking on would only keep it so
 
 
 def evaluate(
@@ -38,10 +39,12 @@ def evaluate(
     samples: int = 1,
     max_prompt_tokens: int = 0,
     ks: Sequence[int] = (1,),
+    unanswered: float = 0.0,
 ) -> dict[str, Any]:
     """Answer and verify `tasks` (of the task folder `folder`) and write answers, verdicts and `summary.json` into `out`.
 
-    `identity` names the model's exact weights; with the tasks and the sampling it decides what may be resumed.
+    `identity` names the model's exact weights; with the tasks and the sampling it decides what may be resumed. A share
+    `unanswered` of the answers may be missing; each is a `harness_error`, since no answer is known.
     """
     if samples > 1 and sampling.temperature == 0:
         raise InputError(
@@ -54,15 +57,17 @@ def evaluate(
         "samples": samples,
         "max_prompt_tokens": max_prompt_tokens,
     })  # fmt: skip
-    answer_all(
+    missing = answer_all(
         tasks,
         generator,
         out / ANSWERS,
         sampling=sampling,
         samples=samples,
         max_prompt_tokens=max_prompt_tokens,
+        unanswered=unanswered,
     )
     verdicts = grade(tasks, read_records(out / ANSWERS, Answer), folder, sandbox, out / VERDICTS)
+    verdicts += _without_answer(missing, out / VERDICTS)
     styles = sorted({style_of(task, generator) for task in tasks})
     answers = list(read_records(out / ANSWERS, Answer))
     summary = {
@@ -72,6 +77,8 @@ def evaluate(
         "cut_off": sum(a.metadata.get("finish_reason") == "length" for a in answers),
         "cut_to_gap": sum(a.metadata.get("uncut") is not None for a in answers),
         "generated_tokens": sum(int(a.metadata.get("tokens", 0)) for a in answers),
+        "prompt_tokens": sum(int(a.metadata.get("prompt_tokens", 0)) for a in answers),
+        "cost": sum(float(a.metadata.get("cost", 0.0)) for a in answers),
         "isolation": dict(verdicts[0].isolation) if verdicts else {},
     }
     atomic_write_text(out / SUMMARY, json.dumps(summary, indent=1) + "\n")
@@ -86,22 +93,79 @@ def answer_all(
     sampling: Sampling,
     samples: int,
     max_prompt_tokens: int,
-) -> None:
-    """Complete `path` (answers as JSON lines) so that every task has `samples` answers."""
+    unanswered: float = 0.0,
+) -> dict[tuple[str, int], str]:
+    """Complete `path` (answers as JSON lines) so that every task has `samples` answers.
+
+    Where none may be missing, the first request that fails ends the run: `InputError`. Where a share `unanswered` may, the
+    others go on, what failed is asked for once more, and the reasons of what is still missing are returned by task and
+    sample; more than that share raises `UnavailableError`. Either way the answers that came are kept.
+    """
+    total = len(tasks) * samples
     with RecordLog(path) as log:
         have = {(answer.task_id, answer.sample) for answer in read_records(path, Answer)}
         wanted = {f"{t.id}#{s}": (t, s) for t in tasks for s in range(samples) if (t.id, s) not in have}
         if not wanted:
-            return
+            return {}
         requests = [
             request_for(task, generator, sampling, sample=sample, max_prompt_tokens=max_prompt_tokens)
             for task, sample in wanted.values()
         ]
         with Progress(f"answer ({generator.name})", total=len(requests), unit="answers") as progress:
-            for completion in generator.generate(requests):
-                task, sample = wanted[completion.request_id]
-                log.append(answer_from(completion, task, sample))
-                progress.advance()
+            ask = _Asking(generator, wanted, log, progress, strict=unanswered == 0)
+            problems = ask(requests)
+            if problems and len(problems) <= max(1, len(requests) // 2):
+                problems = ask([request for request in requests if request.id in problems])
+    if len(problems) > unanswered * total:
+        first = next(iter(problems))
+        raise UnavailableError(
+            f"{len(problems)} of {total} answers could not be had; {wanted[first][0].id}: {problems[first]}; what came is "
+            "kept, the same command asks for the rest"
+        )
+    return {(wanted[id][0].id, wanted[id][1]): problem for id, problem in problems.items()}
+
+
+@dataclass(frozen=True)
+class _Asking:
+    """Asks for answers and logs them as they come."""
+
+    generator: Generator
+    wanted: Mapping[str, tuple[Task, int]]
+    log: RecordLog
+    progress: Progress
+    strict: bool
+
+    def __call__(self, requests: Sequence[Request]) -> dict[str, str]:
+        """Why there is no answer, by request. The first of these is raised if `strict`."""
+        problems: dict[str, str] = {}
+        in_a_row = 0
+        for completion in self.generator.generate(requests):
+            task, sample = self.wanted[completion.request_id]
+            if completion.finish_reason != "error" or self.strict:
+                self.log.append(answer_from(completion, task, sample))
+                self.progress.advance()
+                in_a_row = 0
+                continue
+            problems[completion.request_id] = completion.error
+            in_a_row += 1
+            if in_a_row >= GIVE_UP:
+                raise UnavailableError(
+                    f"{in_a_row} answers in a row could not be had; {task.id}: {completion.error}; what came is kept, the "
+                    "same command goes on"
+                )
+        return problems
+
+
+def _without_answer(missing: Mapping[tuple[str, int], str], path: Path) -> list[Verdict]:
+    """Verdicts for what was never answered, written behind the others: nobody's fault that could be scored."""
+    verdicts = [
+        Verdict(task_id=task, sample=sample, status=Status.HARNESS_ERROR, score=0.0, reason=f"no answer: {problem}")
+        for (task, sample), problem in sorted(missing.items())
+    ]
+    with RecordLog(path) as log:
+        for verdict in verdicts:
+            log.append(verdict)
+    return verdicts
 
 
 def grade(

@@ -66,8 +66,10 @@ def answer_from(completion: Completion, task: Task, sample: int) -> Answer:
         metadata={
             "finish_reason": completion.finish_reason,
             "prompt_tokens": completion.prompt_tokens,
-            "tokens": len(completion.token_ids),
+            "tokens": len(completion.token_ids) or completion.completion_tokens,
             "uncut": completion.text if text != completion.text else None,
-            "mean_logprob": sum(completion.logprobs) / max(1, len(completion.logprobs)),
+            # of what was sampled; unknown where a server does not say
+            "mean_logprob": sum(completion.logprobs) / len(completion.logprobs) if completion.logprobs else None,
+            **({"cost": completion.cost} if completion.cost else {}),
         },
     )

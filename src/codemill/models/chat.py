@@ -2,8 +2,8 @@
 
 The template comes with the checkpoint, so it runs in Jinja's immutable sandbox with bounded loops, products and output.
 The messages come from anywhere, so a message that spells a control token (`<|im_end|>`) must not end its turn: every
-such place is masked before rendering and put back as ordinary text afterwards. Only what the template itself writes
-becomes a control token.
+such place is masked before rendering and put back as ordinary text afterwards. The same holds for descriptions of tools and
+for the arguments of calls. Only what the template itself writes becomes a control token.
 """
 
 from __future__ import annotations
@@ -27,6 +27,8 @@ MAX_OUTPUT = 1 << 26  # characters of one rendered prompt
 MAX_REPEAT = 1 << 16  # items of a sequence multiplied by a number
 MAX_STEPS = 100_000  # numbers given out by `range` in one rendering
 ROLES = ("system", "user", "assistant", "tool")
+MAX_DEPTH = 64  # of nested JSON in tools and arguments
+_NAME = re.compile(r"[A-Za-z0-9_.$-]*")
 _OPEN, _CLOSE = "\ue000", "\ue001"  # private-use characters around a mask
 
 
@@ -39,19 +41,38 @@ class ChatTemplate:
     variables: Mapping[str, str]
     controls: frozenset[str]
 
-    def render(self, messages: Sequence[Message], generation_prompt: bool) -> list[str]:
-        """Text and control tokens in turn: items at even places are text, at odd places control tokens."""
+    @property
+    def takes_tools(self) -> bool:
+        """Whether the template can show descriptions of tools to the model."""
+        return re.search(r"\btools\b", self.source) is not None
+
+    def render(
+        self,
+        messages: Sequence[Message],
+        generation_prompt: bool,
+        tools: Sequence[Mapping[str, Any]] = (),
+        opening: str = "",
+    ) -> list[str]:
+        """Text and control tokens in turn: items at even places are text, at odd places control tokens.
+
+        `tools` are functions as JSON schemas; a template that does not show them is an `InputError`. `opening` is what the
+        answer begins with, in the template's own hand: control tokens in it are control tokens.
+        """
         if not messages:
             raise InputError("a chat needs at least one message")
         for message in messages:
             if message.role not in ROLES:
                 raise InputError(f"role {message.role!r} is not one of {', '.join(ROLES)}")
-        mask = _Mask([message.content for message in messages], self.controls)
-        masked = [{"role": m.role, "content": mask.hide(m.content)} for m in messages]
-        text = self._run(masked, generation_prompt)
+        if tools and not self.takes_tools:
+            raise InputError(
+                f"{self.where}: the chat template knows no tools; use a model made for them, or leave them out"
+            )
+        mask = _Mask(_texts(messages, tools), self.controls)
+        masked = [_masked_message(message, mask) for message in messages]
+        text = self._run(masked, generation_prompt, [_masked_json(dict(tool), mask) for tool in tools]) + opening
         return [mask.reveal(part, self.where) for part in control_pattern(self.controls).split(text)]
 
-    def _run(self, messages: list[dict[str, str]], generation_prompt: bool) -> str:
+    def _run(self, messages: list[dict[str, Any]], generation_prompt: bool, tools: list[Any]) -> str:
         from jinja2 import TemplateError
 
         parts: list[str] = []
@@ -59,7 +80,7 @@ class ChatTemplate:
         try:
             for part in self._template.generate(
                 messages=messages,
-                tools=None,
+                tools=tools or None,
                 documents=None,
                 add_generation_prompt=generation_prompt,
                 range=_BoundedRange(),
@@ -124,6 +145,55 @@ class _Mask:
         if self.mark in restored:
             raise InputError(f"{where}: the chat template cuts a message in the middle of a control token's text")
         return restored
+
+
+def _texts(messages: Sequence[Message], tools: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Everything from outside that a rendering may contain."""
+    calls = [call for message in messages for call in message.tool_calls]
+    nested = [*map(dict, tools), *([call.id, call.name, _object_or_text(call.arguments)] for call in calls)]
+    plain = [text for message in messages for text in (message.content, message.tool_call_id)]
+    return [*plain, json.dumps(nested, ensure_ascii=False)]
+
+
+def _masked_message(message: Message, mask: _Mask) -> dict[str, Any]:
+    """A message as templates expect it; the arguments of a call are an object where they are the JSON of one."""
+    shown: dict[str, Any] = {"role": message.role, "content": mask.hide(message.content)}
+    if message.tool_calls:
+        shown["tool_calls"] = [
+            {
+                "id": _masked_json(call.id, mask),
+                "type": "function",
+                "function": {
+                    "name": _masked_json(call.name, mask),
+                    "arguments": _masked_json(_object_or_text(call.arguments), mask),
+                },
+            }
+            for call in message.tool_calls
+        ]
+    if message.tool_call_id:
+        shown["tool_call_id"] = _masked_json(message.tool_call_id, mask)
+    return shown
+
+
+def _object_or_text(arguments: str) -> Any:
+    try:
+        found = json.loads(arguments)
+    except (ValueError, RecursionError):
+        return arguments
+    return found if isinstance(found, dict) else arguments
+
+
+def _masked_json(value: Any, mask: _Mask, depth: int = 0) -> Any:
+    """JSON with its texts masked. Plain names stay as they are: templates look them up and compare them."""
+    if depth > MAX_DEPTH:
+        raise InputError(f"tools and arguments may be nested {MAX_DEPTH} deep, not deeper")
+    if isinstance(value, str):
+        return value if _NAME.fullmatch(value) else mask.hide(value)
+    if isinstance(value, Mapping):
+        return {_masked_json(str(key), mask): _masked_json(item, mask, depth + 1) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_masked_json(item, mask, depth + 1) for item in value]
+    return value
 
 
 def _overlap(left: str, right: str) -> int:

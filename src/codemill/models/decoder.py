@@ -18,6 +18,8 @@ from torch import Tensor, nn
 
 from codemill.models.config import DecoderConfig
 from codemill.models.kernels import rms_norm, rope, rope_tables, swiglu
+from codemill.models.native import NativeDecoder, Runs, fresh_runs, native_decoder
+from codemill.models.quantize import Weights, dequantize_int4, quantize_int4, quantize_int8
 
 
 class Attend(Protocol):
@@ -25,6 +27,10 @@ class Attend(Protocol):
     position tables -> (T, H, K)."""
 
     def __call__(self, layer: int, qkv_TXK: Tensor, tables: tuple[Tensor, Tensor], heads: int) -> Tensor: ...
+
+    def runs(self, config: DecoderConfig) -> Runs:
+        """The same as our own kernels want to be told: they do all layers in one call."""
+        ...
 
 
 def turned(qkv_TXK: Tensor, tables: tuple[Tensor, Tensor], heads: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -41,15 +47,19 @@ class PackedAttention:
     """
 
     def __init__(self, lengths: Sequence[int]) -> None:
-        self.runs: list[tuple[int, int, int]] = []  # start, count, length
+        self.lengths = lengths
+        self.equal: list[tuple[int, int, int]] = []  # start, count, length
         start = 0
         for length in lengths:
-            if self.runs and self.runs[-1][2] == length:
-                first, count, _ = self.runs[-1]
-                self.runs[-1] = (first, count + 1, length)
+            if self.equal and self.equal[-1][2] == length:
+                first, count, _ = self.equal[-1]
+                self.equal[-1] = (first, count + 1, length)
             else:
-                self.runs.append((start, 1, length))
+                self.equal.append((start, 1, length))
             start += length
+
+    def runs(self, config: DecoderConfig) -> Runs:
+        return fresh_runs(self.lengths, config)
 
     def __call__(self, layer: int, qkv_TXK: Tensor, tables: tuple[Tensor, Tensor], heads: int) -> Tensor:
         return self.mix(*turned(qkv_TXK, tables, heads))
@@ -58,7 +68,7 @@ class PackedAttention:
         """Attention over queries (T, H, K), keys and values (T, G, K) -> (T, H, K)."""
         outputs = []
         grouped = q_THK.shape[1] != k_TGK.shape[1]
-        for start, count, length in self.runs:
+        for start, count, length in self.equal:
             rows = slice(start, start + count * length)
             q, k, v = (x[rows].unflatten(0, (count, length)).transpose(1, 2) for x in (q_THK, k_TGK, v_TGK))
             out = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=grouped)
@@ -67,35 +77,35 @@ class PackedAttention:
 
 
 class Linear(nn.Linear):
-    """A linear map that can be packed for inference: the weight in the CPU kernel's own layout, read 1.5 times faster.
+    """A linear map whose weight can be quantised for inference; it has then none to train or save any more."""
 
-    A packed layer has no weight to train or save any more.
-    """
+    codes: Tensor
+    scales: Tensor
 
     def __init__(self, inputs: int, outputs: int, bias: bool = False) -> None:
         super().__init__(inputs, outputs, bias)
-        self.packed: Tensor | None = None
+        self.kind: Weights = "bf16"
 
     def reset_parameters(self) -> None:
         """Leave the memory as it is: weights come from a checkpoint or from an explicit initialisation."""
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.packed is None:
-            return F.linear(x, self.weight, self.bias)
-        out: Tensor = torch.ops.mkldnn._linear_pointwise(x, self.packed, self.bias, "none", [], "")
-        return out
+        if self.kind == "int8":
+            out = F.linear(x, self.codes.to(x.dtype)).mul_(self.scales.to(x.dtype))
+            return out if self.bias is None else out.add_(self.bias)
+        if self.kind == "int4":
+            return F.linear(x, dequantize_int4(self.codes, self.scales, x.dtype), self.bias)
+        return F.linear(x, self.weight, self.bias)
 
-    def add_to(self, x: Tensor, inputs: Tensor) -> Tensor:
-        """x + self(inputs); packed, the sum is part of the product."""
-        if self.packed is None or self.bias is not None:
-            return x + self(inputs)
-        out: Tensor = torch.ops.mkldnn._linear_pointwise.binary(inputs, x, self.packed, None, "add")
-        return out
+    def quantize(self, kind: Weights) -> None:
+        self.kind = kind
+        codes, scales = (quantize_int8 if kind == "int8" else quantize_int4)(self.weight.detach())
+        self.register_buffer("codes", codes)
+        self.register_buffer("scales", scales)
+        self.drop_weight()
 
-    def pack(self) -> None:
-        if self.packed is None:
-            self.packed = torch.ops.mkldnn._reorder_linear_weight(self.weight.detach(), 32)
-            self.weight = nn.Parameter(self.weight.new_empty(0), requires_grad=False)
+    def drop_weight(self) -> None:
+        self.weight = nn.Parameter(self.weight.new_empty(0), requires_grad=False)
 
 
 class Block(nn.Module):
@@ -113,8 +123,8 @@ class Block(nn.Module):
         c = self.config
         qkv = self.qkv(rms_norm(x_TD, self.attention_norm, c.norm_eps)).unflatten(-1, (-1, c.head_dim))
         mixed = attend(self.index, qkv, tables, c.heads)
-        x_TD = self.out.add_to(x_TD, mixed.flatten(1))
-        return self.down.add_to(x_TD, swiglu(self.gate_up(rms_norm(x_TD, self.mlp_norm, c.norm_eps))))
+        x_TD = x_TD + self.out(mixed.flatten(1))
+        return x_TD + self.down(swiglu(self.gate_up(rms_norm(x_TD, self.mlp_norm, c.norm_eps))))
 
 
 class Decoder(nn.Module):
@@ -129,6 +139,7 @@ class Decoder(nn.Module):
         self.head = Linear(config.hidden_size, config.vocab_size)
         if config.tied_head:
             self.head.weight = self.embed
+        self.native: NativeDecoder | None = None
 
     @property
     def device(self) -> torch.device:
@@ -142,12 +153,16 @@ class Decoder(nn.Module):
         """Hidden states (T, D) after the final norm."""
         x_TD = F.embedding(ids_T, self.embed)
         tables = rope_tables(positions_T, self.config.head_dim, self.config.rope_theta, x_TD.dtype)
+        if self.native is not None:
+            return self.native.forward(x_TD, tables, attend.runs(self.config))
         for block in self.blocks:
             x_TD = block(x_TD, tables, attend)
         return rms_norm(x_TD, self.norm, self.config.norm_eps)
 
     def logits(self, hidden_TD: Tensor) -> Tensor:
         """Logits (T, V) in the model's dtype."""
+        if self.native is not None:
+            return self.native.logits(hidden_TD)
         out: Tensor = self.head(hidden_TD)
         return out
 
@@ -155,14 +170,39 @@ class Decoder(nn.Module):
         """Logits (T, V) of packed documents. For short inputs; training never holds all logits at once."""
         return self.logits(self(ids_T, packed_positions(lengths, ids_T.device), PackedAttention(lengths)))
 
-    def pack(self) -> Decoder:
-        """Make the model inference-only, with every matrix in the CPU kernel's own layout. No-op unless bf16 on CPU."""
+    def pack(self, weights: Weights = "bf16") -> Decoder:
+        """Make the model inference-only, its matrices stored as `weights` says (the head never as less than int8).
+
+        In bf16 on a CPU our own kernels take over where they can. Leaves an fp32 model's bf16 request as it is.
+        """
         self.requires_grad_(False)
-        if self.device.type == "cpu" and self.dtype == torch.bfloat16 and torch.backends.mkldnn.is_available():
-            for module in self.modules():
-                if isinstance(module, Linear):
-                    module.pack()
+        if self.device.type == "cpu" and self.dtype == torch.bfloat16:
+            self.native = native_decoder(self.config, self.tensors(), weights)
+        for name, module in self.named_modules():
+            if isinstance(module, Linear):
+                if self.native is not None:
+                    module.drop_weight()
+                elif weights != "bf16":
+                    module.quantize("int8" if name == "head" else weights)
         return self
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Every parameter by its name, a tied head under both of its names."""
+        return {**dict(self.named_parameters()), "head.weight": self.head.weight}
+
+    @torch.no_grad()
+    def take(self, other: Decoder) -> None:
+        """Take the weights of a decoder of the same configuration, in place, stored as ours are: after an optimiser's step."""
+        theirs = other.tensors()
+        if self.native is not None:
+            self.native.replace(theirs)
+        for name, ours in self.tensors().items():
+            if ours.numel():
+                ours.copy_(theirs[name])
+        for name, module in self.named_modules():
+            if isinstance(module, Linear) and self.native is None and module.kind != "bf16":
+                module.weight = nn.Parameter(theirs[f"{name}.weight"].detach().to(self.dtype), requires_grad=False)
+                module.quantize(module.kind)
 
 
 def packed_positions(lengths: Sequence[int], device: torch.device | str = "cpu") -> Tensor:

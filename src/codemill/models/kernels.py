@@ -14,8 +14,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from codemill.models.native import kernels_for
-
 
 class _RMSNorm(torch.autograd.Function):
     @staticmethod
@@ -89,9 +87,6 @@ def _rotate(x_THK: Tensor, cos_T1K: Tensor, sin_T1h: Tensor) -> Tensor:
 
 def rms_norm(x_TD: Tensor, weight_D: Tensor, eps: float) -> Tensor:
     """Root-mean-square norm (arXiv 1910.07467): x / sqrt(mean(x^2) + eps) * weight."""
-    native = kernels_for(x_TD)
-    if native is not None:
-        return native.rms_norm(x_TD, weight_D, eps)
     if not torch.is_grad_enabled():
         return F.rms_norm(x_TD, weight_D.shape, weight_D, eps)
     result: Tensor = _RMSNorm.apply(x_TD, weight_D, eps)
@@ -100,9 +95,6 @@ def rms_norm(x_TD: Tensor, weight_D: Tensor, eps: float) -> Tensor:
 
 def swiglu(gate_up_TF2: Tensor) -> Tensor:
     """silu(gate) * up (arXiv 2002.05202) for gate and up side by side in the last dimension: (T, 2F) -> (T, F)."""
-    native = kernels_for(gate_up_TF2)
-    if native is not None:
-        return native.swiglu(gate_up_TF2)
     if not torch.is_grad_enabled():
         return _gated(gate_up_TF2)
     result: Tensor = _SwiGLU.apply(gate_up_TF2)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -157,19 +157,32 @@ class Tokenizer:
         return fim_layout(self.fim, self.encode, prefix, suffix, **options)  # type: ignore[arg-type]
 
     def chat_prompt(
-        self, messages: Sequence[Message], max_tokens: int = 0, *, generation_prompt: bool = True
+        self,
+        messages: Sequence[Message],
+        max_tokens: int = 0,
+        *,
+        generation_prompt: bool = True,
+        tools: Sequence[Mapping[str, Any]] = (),
+        opening: str = "",
     ) -> list[int]:
         """A conversation in the checkpoint's own template; `generation_prompt` opens the assistant's turn.
+
+        `tools` are the functions that the model may call, `opening` begins its answer (see `ChatTemplate.render`).
 
         To fit `max_tokens` (0: no limit), the oldest turns are left out, never a leading system message or the last
         message; then the last message is cut from its start. Raises `ConfigError` for a model without a template.
         """
-        ids = self._chat_ids(messages, generation_prompt)
+        ids = self._chat_ids(messages, generation_prompt, tools, opening)
         kept = list(messages)
         while max_tokens and len(ids) > max_tokens:
             kept = self._shorten(kept, len(ids) - max_tokens, max_tokens)
-            ids = self._chat_ids(kept, generation_prompt)
+            ids = self._chat_ids(kept, generation_prompt, tools, opening)
         return ids
+
+    @property
+    def takes_tools(self) -> bool:
+        """Whether the chat template can show tools."""
+        return self._template is not None and self._template.takes_tools
 
     def _shorten(self, messages: list[Message], excess: int, max_tokens: int) -> list[Message]:
         oldest = 1 if messages[0].role == "system" else 0
@@ -181,15 +194,17 @@ class Tokenizer:
         content = self.encode(messages[-1].content)
         if not content:
             raise ConfigError(f"max_tokens {max_tokens} is less than this conversation needs without its last message")
-        last = Message(role=messages[-1].role, content=self.decode(content[excess:]))
+        last = replace(messages[-1], content=self.decode(content[excess:]))
         return [*messages[:-1], last]
 
-    def _chat_ids(self, messages: Sequence[Message], generation_prompt: bool) -> list[int]:
+    def _chat_ids(
+        self, messages: Sequence[Message], generation_prompt: bool, tools: Sequence[Mapping[str, Any]], opening: str
+    ) -> list[int]:
         if self._template is None:
             raise ConfigError(f"{self.folder}: this model has no chat template; use a completion prompt")
         ids: list[int] = []
         strip_next = False
-        parts = self._template.render(messages, generation_prompt)
+        parts = self._template.render(messages, generation_prompt, tools, opening)
         for place, part in enumerate(parts):
             if place % 2:
                 ids.append(self.controls[part].id)

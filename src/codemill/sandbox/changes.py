@@ -72,12 +72,12 @@ class Changes:
     def apply(self, text: str, *, trash: Folder, file_bytes: int, total_bytes: int) -> tuple[str, ...]:
         """Do what a diff says. Everything is worked out before anything is written."""
         state: dict[str, Version | None] = {}
-        total = 0
+        total, effort = 0, Effort()
         for patch in parse_diff(text, total_bytes):
             before = self._planned(patch.old, state) if patch.old else None
             if patch.new and patch.new != patch.old and self._taken(patch.new, state):
                 raise InputError(f"diff: {patch.new!r} shall be new and is there already")
-            after = patched(patch, before)
+            after = patched(patch, before, effort)
             size = len(after.data) if after else 0
             total += size
             if size > file_bytes or total > total_bytes:
@@ -105,7 +105,7 @@ class Changes:
                 continue
             if before is None and any(fnmatchcase(part, pattern) for part in parts for pattern in leave_out):
                 continue
-            if before is not None and after is not None and self._equal(before, after):
+            if before is not None and after is not None and self._equal(path, before, after):
                 continue
             kind: Literal["added", "deleted", "changed"] = "changed"
             if before is None or after is None:
@@ -116,15 +116,12 @@ class Changes:
         start = self._prefix + "/"
         return ((path.removeprefix(start), thing) for path, thing in state.items() if path.startswith(start))
 
-    def _equal(self, before: Record, after: Entry) -> bool:
+    def _equal(self, path: str, before: Record, after: Entry) -> bool:
         if before.kind != after.kind:
             return False
         if before.kind == "file":
             return bool(before.mode & stat.S_IXUSR) == after.executable and self._snapshots.same(after, before)
-        return before.kind == "other" or self._tree.read_link(self._own(after)) == before.target
-
-    def _own(self, entry: Entry) -> str:
-        return entry.path.removeprefix(self._prefix + "/")
+        return before.kind == "other" or self._tree.read_link(path) == before.target
 
     def _note(self, path: str, before: Record | None, after: Entry | None) -> str:
         if "other" in (before.kind if before else "", after.kind if after else ""):

@@ -30,12 +30,17 @@ _BENEATH = 0x01 | 0x02 | 0x04 | 0x08  # no other file system, no magic links, no
 _FOLDER = os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _LOOK = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
 _CHUNK = 1 << 20
+_TRIES = 10
 
 Kind = Literal["file", "folder", "link", "other"]
 
 
 class OverLimitError(InputError):
     """A folder holds more than it may: its user has to delete something, or go back to an earlier state."""
+
+
+class AlreadyThereError(InputError):
+    """Where something new shall be something is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,9 +79,19 @@ def checked(path: str) -> str:
         return ""
     if path.startswith("/") or "\0" in path or any(part in ("", ".", "..") for part in parts):
         raise InputError(
-            f"{path!r}: unsafe path: it must be relative, without '.' and '..', and stay inside its folder"
+            f"{_shown(path)}: unsafe path: it must be relative, without '.' and '..', and stay inside its folder"
         )
+    encoded(path, "path")
     return "/".join(parts)
+
+
+def encoded(text: str, what: str) -> bytes:
+    """A caller's text as UTF-8, bytes that were none back from their surrogates. Models write others in JSON, too, which
+    stand for nothing: `InputError`."""
+    try:
+        return text.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError as error:
+        raise InputError(f"{what} {_shown(text)}: character {error.start} is half of a surrogate pair") from None
 
 
 def link_stays_inside(path: str, target: str) -> bool:
@@ -104,7 +119,9 @@ class Folder:
     def __init__(self, path: Path, *, within: str = "", ours: bool = True, owner: int | None = None) -> None:
         self.path, self._within, self._ours, self._owner = path, within, ours, owner
         try:
-            self.descriptor = os.open(path, os.O_RDONLY | _FOLDER & ~os.O_NOFOLLOW)
+            # Of ours a handle, for which it does not matter what a program has made of the folder's permissions.
+            access = os.O_PATH if ours else os.O_RDONLY
+            self.descriptor = os.open(path, access | os.O_DIRECTORY | os.O_CLOEXEC)
         except OSError as error:
             raise InputError(f"{path}: cannot be opened as a folder: {error.strerror}") from None
 
@@ -119,18 +136,20 @@ class Folder:
         self, path: str = "", *, racing: bool = False, most: int | None = None
     ) -> Iterator[tuple[str, list[Entry]]]:
         """Each folder from `path` on and what is in it, by name; `most` entries of it, whichever come first. `racing`:
-        programs are at work on it, so what is gone is passed over."""
+        programs are at work on it, so what is gone is passed over. What one of them keeps closed is too much, since
+        anything may be in it."""
         pending = [path]
         while pending:
             here = pending.pop()
             if here.count("/") >= MAX_DEPTH:
                 raise OverLimitError(f"{_shown(here)}: more than {MAX_DEPTH} folders deep; delete them or roll back")
             try:
-                with self._opened_folder(here) as descriptor:
-                    found = _list(here, descriptor, most)
+                found = self._listed(here, most)
             except OSError as error:
-                if racing and here != path and error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EACCES):
+                if racing and here != path and error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
                     continue
+                if racing and error.errno in (errno.EACCES, errno.EAGAIN):
+                    raise OverLimitError(f"{_shown(here)}: is kept closed by a program; stop it or roll back") from None
                 raise _named(error, here) from None
             yield here, found
             pending += [entry.path for entry in reversed(found) if entry.kind == "folder"]
@@ -189,20 +208,15 @@ class Folder:
     @contextlib.contextmanager
     def reading(self, path: str) -> Iterator[int]:
         """A regular file, as a descriptor to read from."""
-        try:
-            with self._opened_folder(path.rpartition("/")[0]) as folder:
-                descriptor = self.open_file(path, folder)
-        except OSError as error:
-            raise _named(error, path) from None
+        with self._above(path) as (folder, name):
+            descriptor = self._open_file(path, name, folder)
         try:
             yield descriptor
         finally:
             os.close(descriptor)
 
-    def open_file(self, path: str, folder: int) -> int:
-        """The same; `folder` is the descriptor of the one that it lies in. Raises `OSError`, too."""
-        # Has no effect on what is opened, a device for instance.
-        handle = os.open(path.rpartition("/")[2], _LOOK, dir_fd=folder)
+    def _open_file(self, path: str, name: str, folder: int) -> int:
+        handle = os.open(name, _LOOK, dir_fd=folder)  # has no effect on what is opened, a device for instance
         try:
             status = os.fstat(handle)
             kind = Entry(path, status).kind
@@ -222,25 +236,19 @@ class Folder:
         """A folder and those above it, where they are not there yet."""
         parts = path.split("/") if path else []
         for depth in range(1, len(parts) + 1):
-            with contextlib.suppress(FileExistsError):
+            with contextlib.suppress(AlreadyThereError):
                 self.make_folder("/".join(parts[:depth]))
 
     def make_folder(self, path: str, mode: int = 0o755) -> None:
-        """One folder. Raises `FileExistsError` if something is there."""
-        parent, _, name = path.rpartition("/")
-        try:
-            with self._opened_folder(parent) as above:
-                os.mkdir(name, 0o700, dir_fd=above)
-                made = os.open(name, os.O_RDONLY | _FOLDER, dir_fd=above)
-                try:
-                    self._give(made)
-                    os.fchmod(made, mode)
-                finally:
-                    os.close(made)
-        except FileExistsError:
-            raise
-        except OSError as error:
-            raise _named(error, path) from None
+        """One folder, where there is nothing."""
+        with self._above(path) as (above, name):
+            os.mkdir(name, 0o700, dir_fd=above)
+            made = os.open(name, os.O_RDONLY | _FOLDER, dir_fd=above)
+            try:
+                self._give(made)
+                os.fchmod(made, mode)
+            finally:
+                os.close(made)
 
     def write(self, path: str, data: bytes, mode: int) -> None:
         """A whole file appears under its name, in place of a file that was there."""
@@ -250,46 +258,38 @@ class Folder:
     @contextlib.contextmanager
     def writing(self, path: str, mode: int, mtime_ns: int | None = None) -> Iterator[int]:
         """A new file, as a descriptor, that gets its name when the block ends well."""
-        parent, _, name = path.rpartition("/")
         temporary = f".codemill-{secrets.token_hex(8)}"
-        try:
-            with self._opened_folder(parent) as folder:
-                flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-                descriptor = os.open(temporary, flags, 0o600, dir_fd=folder)
-                try:
-                    yield descriptor
-                    self._give(descriptor)
-                    os.fchmod(descriptor, mode)
-                    if mtime_ns is not None:
-                        os.utime(descriptor, ns=(mtime_ns, mtime_ns))
-                    os.rename(temporary, name, src_dir_fd=folder, dst_dir_fd=folder)
-                except BaseException:
-                    with contextlib.suppress(OSError):
-                        os.unlink(temporary, dir_fd=folder)
-                    raise
-                finally:
-                    os.close(descriptor)
-        except OSError as error:
-            raise _named(error, path) from None
+        with self._above(path) as (folder, name):
+            flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+            descriptor = os.open(temporary, flags, 0o600, dir_fd=folder)
+            try:
+                yield descriptor
+                self._give(descriptor)
+                os.fchmod(descriptor, mode)
+                if mtime_ns is not None:
+                    os.utime(descriptor, ns=(mtime_ns, mtime_ns))
+                os.rename(temporary, name, src_dir_fd=folder, dst_dir_fd=folder)
+            except BaseException:
+                with contextlib.suppress(OSError):
+                    os.unlink(temporary, dir_fd=folder)
+                raise
+            finally:
+                os.close(descriptor)
 
     def link(self, path: str, target: str) -> None:
         """A symbolic link where there is nothing."""
-        parent, _, name = path.rpartition("/")
-        try:
-            with self._opened_folder(parent) as folder:
-                os.symlink(target, name, dir_fd=folder)
-                if self._owner is not None:
-                    os.chown(name, self._owner, self._owner, dir_fd=folder, follow_symlinks=False)
-        except OSError as error:
-            raise _named(error, path) from None
+        with self._above(path) as (folder, name):
+            os.symlink(target, name, dir_fd=folder)
+            if self._owner is not None:
+                os.chown(name, self._owner, self._owner, dir_fd=folder, follow_symlinks=False)
 
     def read_link(self, path: str) -> str:
-        parent, _, name = path.rpartition("/")
-        try:
-            with self._opened_folder(parent) as folder:
-                return os.readlink(name, dir_fd=folder)
-        except OSError as error:
-            raise _named(error, path) from None
+        with self._above(path) as (folder, name):
+            return os.readlink(name, dir_fd=folder)
+
+    def open_up(self) -> None:
+        """Give the owner of the folder itself all rights to it."""
+        os.chmod(f"/proc/self/fd/{self.descriptor}", 0o700)
 
     def set_mode(self, path: str, mode: int) -> None:
         """Permissions of a file or folder."""
@@ -308,59 +308,78 @@ class Folder:
 
     def move_out(self, path: str, target: Folder) -> None:
         """Take whatever lies at a path out of this folder, to be removed from another one on the same file system."""
-        parent, _, name = path.rpartition("/")
-        try:
-            with self._opened_folder(parent) as folder:
-                _make_movable(name, folder)
-                os.rename(name, secrets.token_hex(8), src_dir_fd=folder, dst_dir_fd=target.descriptor)
-        except OSError as error:
-            raise _named(error, path) from None
+        with self._above(path) as (folder, name):
+            _make_movable(name, folder)
+            os.rename(name, secrets.token_hex(8), src_dir_fd=folder, dst_dir_fd=target.descriptor)
 
     def empty(self) -> None:
         """Remove everything, when no program is at work any more. However deep it is, it takes two descriptors: a folder in
         a folder is moved to the top before it is looked into."""
         prefix, number = secrets.token_hex(8), 0
-        while names := os.listdir(self.descriptor):
-            for name in names:
-                if not _make_movable(name, self.descriptor):
-                    os.unlink(name, dir_fd=self.descriptor)
-                    continue
-                folder = os.open(name, os.O_RDONLY | _FOLDER, dir_fd=self.descriptor)
-                try:
-                    for below in os.listdir(folder):
-                        if _make_movable(below, folder):
-                            number += 1
-                            os.rename(below, f"{prefix}-{number}", src_dir_fd=folder, dst_dir_fd=self.descriptor)
-                        else:
-                            os.unlink(below, dir_fd=folder)
-                finally:
-                    os.close(folder)
-                os.rmdir(name, dir_fd=self.descriptor)
+        with self._opened_folder("") as top:
+            while names := os.listdir(top):
+                for name in names:
+                    if not _make_movable(name, top):
+                        os.unlink(name, dir_fd=top)
+                        continue
+                    folder = os.open(name, os.O_RDONLY | _FOLDER, dir_fd=top)
+                    try:
+                        for below in os.listdir(folder):
+                            if _make_movable(below, folder):
+                                number += 1
+                                os.rename(below, f"{prefix}-{number}", src_dir_fd=folder, dst_dir_fd=top)
+                            else:
+                                os.unlink(below, dir_fd=folder)
+                    finally:
+                        os.close(folder)
+                    os.rmdir(name, dir_fd=top)
 
     # Steps -----------------------------------------------------------------------------------------------------
+
+    def _listed(self, path: str, most: int | None) -> list[Entry]:
+        """What is in a folder, also where a program takes rights away between two steps, as long as it does not do so on
+        purpose and again and again."""
+        for _ in range(_TRIES - 1):
+            with contextlib.suppress(PermissionError), self._opened_folder(path) as descriptor:
+                return _list(path, descriptor, most)
+        with self._opened_folder(path) as descriptor:
+            return _list(path, descriptor, most)
+
+    @contextlib.contextmanager
+    def _above(self, path: str) -> Iterator[tuple[int, str]]:
+        """The folder that a path lies in, as a descriptor, and its name there; errors in the block are about the path."""
+        parent, _, name = path.rpartition("/")
+        try:
+            with self._opened_folder(parent) as folder:
+                yield folder, name
+        except OSError as error:
+            raise _named(error, path) from None
 
     @contextlib.contextmanager
     def _opened_folder(self, path: str) -> Iterator[int]:
         """A folder's descriptor. Where its owner took away rights of his own, they are back for as long as it is open."""
         with contextlib.ExitStack() as stack:
-            try:
-                descriptor = self._open(path, os.O_RDONLY | _FOLDER)
-                stack.callback(os.close, descriptor)
-                if not self._ours or os.geteuid() == 0 or os.fstat(descriptor).st_mode & 0o700 == 0o700:
-                    yield descriptor
-                    return
-            except PermissionError:
-                if not self._ours:
-                    raise
-            descriptor = self.descriptor
-            stack.enter_context(self._allowed(descriptor, stat.S_IRWXU))
-            for part in filter(None, f"{self._within}/{path}".split("/")):
-                descriptor = os.open(part, _LOOK | _FOLDER, dir_fd=descriptor)
-                stack.callback(os.close, descriptor)
-                stack.enter_context(self._allowed(descriptor, stat.S_IRWXU))
-            descriptor = os.open(".", os.O_RDONLY | _FOLDER, dir_fd=descriptor)
+            # What the block raises must not come to the handler in there: a program may take rights away meanwhile.
+            yield self._enter_folder(path, stack)
+
+    def _enter_folder(self, path: str, stack: contextlib.ExitStack) -> int:
+        try:
+            descriptor = self._open(path, os.O_RDONLY | _FOLDER)
             stack.callback(os.close, descriptor)
-            yield descriptor
+            if not self._ours or os.geteuid() == 0 or os.fstat(descriptor).st_mode & 0o700 == 0o700:
+                return descriptor
+        except PermissionError:
+            if not self._ours:
+                raise
+        descriptor = self.descriptor
+        stack.enter_context(self._allowed(descriptor, stat.S_IRWXU))
+        for part in filter(None, f"{self._within}/{path}".split("/")):
+            descriptor = os.open(part, _LOOK | _FOLDER, dir_fd=descriptor)
+            stack.callback(os.close, descriptor)
+            stack.enter_context(self._allowed(descriptor, stat.S_IRWXU))
+        descriptor = os.open(".", os.O_RDONLY | _FOLDER, dir_fd=descriptor)
+        stack.callback(os.close, descriptor)
+        return descriptor
 
     @contextlib.contextmanager
     def _allowed(self, handle: int, rights: int) -> Iterator[None]:
@@ -470,16 +489,18 @@ def _has_openat2() -> bool:
 
 def _named(error: OSError, path: str) -> Exception:
     """An error that says which path it is about. One of the machine, a full disk for instance, stays what it is."""
+    if error.errno == errno.EEXIST:
+        return AlreadyThereError(f"{_shown(path)}: is there already")
     what = {
         errno.ELOOP: "leads through a symbolic link, which is never followed",
         errno.ENOENT: "is not there",
         errno.ENOTDIR: "is no folder, or leads through something that is none",
         errno.EISDIR: "is a folder",
-        errno.EEXIST: "is there already",
         errno.EXDEV: "leads to another file system",
         errno.EACCES: "is closed to this user",
         errno.EPERM: "is closed to this user",
         errno.ENAMETOOLONG: "is too long a name",
+        errno.EAGAIN: "is held, or moved about, by a program that runs; try again when that has ended",
     }.get(error.errno or 0)
     return InputError(f"{_shown(path)}: {what}") if what else error
 

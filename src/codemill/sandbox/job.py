@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -66,16 +67,24 @@ class Job:
     result_bytes: int = RESULT_BYTES
 
     def __post_init__(self) -> None:
-        if not self.argv or any("\0" in argument for argument in self.argv):
-            raise InputError(f"sandbox job: argv {self.argv!r} must name a program and hold no NUL")
+        if not self.argv or not all(_can_be_passed(argument) for argument in self.argv):
+            raise InputError(f"sandbox job: argv {self.argv!r} must name a program and hold no NUL and no half pairs")
         if self.kept is not None and (self.files or self.workspace is not None):
             raise InputError("sandbox job: a kept folder takes the place of `workspace` and `files`; give one of them")
         for name in self.files:
             if safe_relative(name, "sandbox job files").as_posix() == ".":
                 raise InputError(f"sandbox job files: {name!r} is not the name of a file")
         for key, value in self.env.items():
-            if not key or "=" in key or "\0" in key + value:
+            if not key or "=" in key or not _can_be_passed(key + value):
                 raise InputError(f"sandbox job env: {key!r} cannot be an environment variable")
+
+
+def _can_be_passed(text: str) -> bool:
+    """Whether a program can be handed the text: no NUL, and no surrogates but those that stand for bytes."""
+    try:
+        return b"\0" not in os.fsencode(text)
+    except UnicodeEncodeError:
+        return False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -52,6 +52,7 @@ _INSIDE_ID = 1000
 FIRST_OWN_USER = 1_900_000_000  # with the launcher's process id added: a user that no other job has
 WORK = "/codemill"  # the program's working folder, inside its private one
 _UNTIL_FILLED = "size=1024t,nr_inodes=1t,mode=700"  # limits can be changed later, "no limit" cannot
+_DEEPEST = 256  # folders in a folder that is copied: each keeps two descriptors open
 _INODE_BYTES = 4096  # a private folder gets one inode for so many bytes
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -358,7 +359,7 @@ def _stage(plan: Plan, work: str) -> list[int]:
     try:
         target = os.open(work, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         if plan["workspace_fd"] is not None:
-            _copy_folder(plan["workspace_fd"], target, total)
+            _copy_folder(plan["workspace_fd"], target, total, 0)
         for name, data in plan["files"].items():
             _write_staged(work + "/" + name, data, total)
         os.close(target)
@@ -368,20 +369,27 @@ def _stage(plan: Plan, work: str) -> list[int]:
     return total
 
 
-def _copy_folder(source: int, target: int, total: list[int]) -> None:
-    with os.scandir(source) as entries:
-        for entry in list(entries):
-            total[1] += 1
-            if entry.is_dir(follow_symlinks=False):
-                flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-                below = os.open(entry.name, flags, dir_fd=source)
-                os.mkdir(entry.name, 0o700, dir_fd=target)
-                copy = os.open(entry.name, flags, dir_fd=target)
-                _copy_folder(below, copy, total)
-                os.close(below)
-                os.close(copy)
-            elif entry.is_file(follow_symlinks=False):
-                total[0] += _copy_file(entry.name, source, target)
+def _copy_folder(source: int, target: int, total: list[int], depth: int) -> None:
+    _check_depth(depth)
+    with os.scandir(source) as listing:
+        entries = list(listing)
+    for entry in entries:
+        total[1] += 1
+        if entry.is_dir(follow_symlinks=False):
+            flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+            below = os.open(entry.name, flags, dir_fd=source)
+            os.mkdir(entry.name, 0o700, dir_fd=target)
+            copy = os.open(entry.name, flags, dir_fd=target)
+            _copy_folder(below, copy, total, depth + 1)
+            os.close(below)
+            os.close(copy)
+        elif entry.is_file(follow_symlinks=False):
+            total[0] += _copy_file(entry.name, source, target)
+
+
+def _check_depth(depth: int) -> None:
+    if depth > _DEEPEST:
+        raise Failed("files", f"more than {_DEEPEST} folders deep")
 
 
 def _copy_file(name: str, source: int, target: int) -> int:
@@ -399,6 +407,7 @@ def _copy_file(name: str, source: int, target: int) -> int:
 
 
 def _write_staged(path: str, data: bytes, total: list[int]) -> None:
+    _check_depth(path.count("/"))
     os.makedirs(os.path.dirname(path), 0o700, exist_ok=True)
     flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
     descriptor = os.open(path, flags, 0o600)
@@ -416,16 +425,18 @@ def _write_all(descriptor: int, data: bytes) -> int:
 
 def give(path: str, owner: int) -> None:
     """Make the program's user the owner of its folder. Trees that are mounted there are not touched."""
-    try:
-        os.chown(path, owner, owner, follow_symlinks=False)
-    except OSError as error:
-        if error.errno == errno.EROFS:
-            return
-        raise Failed("files", str(error)) from None
-    if stat.S_ISDIR(os.lstat(path).st_mode):
-        with os.scandir(path) as entries:
-            for entry in entries:
-                give(entry.path, owner)
+    pending = [path]
+    while pending:
+        path = pending.pop()
+        try:
+            os.chown(path, owner, owner, follow_symlinks=False)
+        except OSError as error:
+            if error.errno == errno.EROFS:
+                continue
+            raise Failed("files", str(error)) from None
+        if stat.S_ISDIR(os.lstat(path).st_mode):
+            with os.scandir(path) as entries:
+                pending += [entry.path for entry in entries]
 
 
 def empty_tree(path: str) -> None:
@@ -497,7 +508,7 @@ def _build_root(plan: Plan) -> str:
             os.mkdir(box + WORK, 0o700)
             size, entries = _stage(plan, box + WORK)
         for path, tree in trees:
-            _attach(tree, base + path)
+            _attach(tree, base + plan.get("moved", {}).get(path, path))
         _add_links(plan, base)
         if kept is None:
             size_options = _size_options(plan["disk_bytes"], size, entries)

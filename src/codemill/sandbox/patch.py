@@ -13,10 +13,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from codemill.core.errors import InputError
-from codemill.sandbox.diff import EXECUTABLE, FILE, LINK, Version
-from codemill.sandbox.folder import checked
+from codemill.sandbox.diff import EXECUTABLE, FILE, LINK, Effort, Version
+from codemill.sandbox.folder import checked, encoded
 
-_HUNK = re.compile(rb"@@ -(\d+)(?:,(\d+))? \+(\d+)(?:,(\d+))? @@")
+_NUMBER = rb"(\d{1,30})"  # Python refuses to read thousands of digits
+_HUNK = re.compile(rb"@@ -%b(?:,%b)? \+%b(?:,%b)? @@" % ((_NUMBER,) * 4))
 _UNESCAPES = {b"a": b"\a", b"b": b"\b", b"t": b"\t", b"n": b"\n", b"v": b"\v", b"f": b"\f", b"r": b"\r"}
 _ESCAPE = re.compile(rb"\\([abtnvfr\"\\]|[0-3][0-7]{2})")
 
@@ -48,12 +49,13 @@ class FilePatch:
 
 def parse_diff(text: str, limit_bytes: int) -> list[FilePatch]:
     """The parts of a diff. Raises `InputError` that names the line; `limit_bytes` bounds what binary data unpacks to."""
-    return list(_Parser(text.encode("utf-8", "surrogateescape"), limit_bytes).files())
+    return list(_Parser(encoded(text, "diff"), limit_bytes).files())
 
 
-def patched(patch: FilePatch, before: Version | None) -> Version | None:
-    """What a file becomes, None when it is deleted. Raises `InputError` if the patch does not fit."""
-    name = patch.name
+def patched(patch: FilePatch, before: Version | None, effort: Effort | None = None) -> Version | None:
+    """What a file becomes, None when it is deleted. Raises `InputError` if the patch does not fit. `effort`: lines that may
+    still be looked at to find hunks away from their place, for several patches together."""
+    name, effort = patch.name, effort or Effort()
     if patch.old is None and before is not None:
         raise InputError(f"diff: {name!r} shall be new and is there already")
     if patch.old is not None and before is None:
@@ -61,7 +63,7 @@ def patched(patch: FilePatch, before: Version | None) -> Version | None:
     if before is not None and patch.mode is not None and (before.mode == LINK) != (patch.mode == LINK):
         raise InputError(f"diff: {name!r} becomes a link or a file by a change of mode; delete and make it instead")
     data = before.data if before else b""
-    data = patch.literal if patch.literal is not None else _with_hunks(name, data, patch.hunks)
+    data = patch.literal if patch.literal is not None else _with_hunks(name, data, patch.hunks, effort)
     if patch.new is None:
         if data and (patch.hunks or patch.literal is not None):
             raise InputError(f"diff: {name!r} shall be deleted, but holds more than the diff takes away")
@@ -69,12 +71,14 @@ def patched(patch: FilePatch, before: Version | None) -> Version | None:
     return Version(patch.mode or (before.mode if before else FILE), data)
 
 
-def _with_hunks(name: str, data: bytes, hunks: Sequence[Hunk]) -> bytes:
+def _with_hunks(name: str, data: bytes, hunks: Sequence[Hunk], effort: Effort) -> bytes:
     lines = re.findall(rb"[^\n]*\n|[^\n]+", data)
     out: list[bytes] = []
     at, shift = 0, 0  # the first line not yet taken, and how far the last hunk was from its place
     for number, hunk in enumerate(hunks, 1):
-        found = _find(lines, hunk.old, hunk.start + shift, at)
+        found = _find(lines, hunk.old, hunk.start + shift, at, effort)
+        if effort.steps < 0:
+            raise InputError(f"diff: hunk {number} of {name!r} is too far from the line it names; make the diff anew")
         if found is None:
             raise InputError(f"diff: hunk {number} of {name!r} does not fit: its lines are not in the file")
         shift = found - hunk.start
@@ -84,21 +88,43 @@ def _with_hunks(name: str, data: bytes, hunks: Sequence[Hunk]) -> bytes:
     return b"".join(out + lines[at:])
 
 
-def _find(lines: Sequence[bytes], wanted: tuple[bytes, ...], place: int, first: int) -> int | None:
-    """Where the lines are, from `first` on, as near to `place` as can be."""
+def _find(lines: Sequence[bytes], wanted: tuple[bytes, ...], place: int, first: int, effort: Effort) -> int | None:
+    """Where the lines are, from `first` on, as near to `place` as can be. Below zero steps the answer means nothing."""
     last = len(lines) - len(wanted)
+    if last < first:
+        return None
     place = min(max(place, first), last)
-    if not wanted or last < first:
-        return place if last >= first else None
-    for distance in range(last - first + 1):
-        for start in {place - distance, place + distance}:
-            if (
-                first <= start <= last
-                and lines[start] == wanted[0]
-                and tuple(lines[start : start + len(wanted)]) == wanted
-            ):
-                return start
-    return None
+    if tuple(lines[place : place + len(wanted)]) == wanted:
+        return place
+    effort.steps -= len(lines) - first + len(wanted)
+    if effort.steps < 0:
+        return None
+    found = None
+    for start in _places(lines, wanted, first):
+        if found is None or abs(start - place) < abs(found - place):
+            found = start
+        if start > place:
+            break
+    return found
+
+
+def _places(lines: Sequence[bytes], wanted: tuple[bytes, ...], first: int) -> Iterator[int]:
+    """Every place of the lines, in time linear in both: Knuth, Morris and Pratt (1977). Trying each place would be
+    quadratic in a file and a diff that repeat one line."""
+    shorter = [0]  # for each length matched, the next one to try
+    matched = 0
+    for line in wanted[1:]:
+        while matched and line != wanted[matched]:
+            matched = shorter[matched - 1]
+        matched += line == wanted[matched]
+        shorter.append(matched)
+    matched = 0
+    for index in range(first, len(lines)):
+        while matched and (matched == len(wanted) or lines[index] != wanted[matched]):
+            matched = shorter[matched - 1]
+        matched += lines[index] == wanted[matched]
+        if matched == len(wanted):
+            yield index - matched + 1
 
 
 class _Parser:
@@ -230,6 +256,12 @@ class _Parser:
                 raise self._fault("a hunk has more lines than it says")
         if not patch.hunks:
             raise self._fault("names of files without a hunk")
+        line = self._peek()
+        if line.startswith(b"@@"):
+            raise self._fault("is no head of a hunk; it reads '@@ -START,COUNT +START,COUNT @@'")
+        # The end of a mail begins so, too, and the next file.
+        if line.startswith((b"+", b"-")) and not line.startswith((b"-- ", b"--- ")) and line != b"--":
+            raise self._fault("a hunk has more lines than it says")
 
     def _hunk_line(self, sides: tuple[list[bytes], list[bytes]]) -> None:
         if self._at >= len(self._lines):
@@ -253,7 +285,7 @@ class _Parser:
     def _binary(self) -> bytes:
         """The new contents; those before, which come after, are passed over."""
         kind, _, size = self._peek().partition(b" ")
-        if kind != b"literal" or not size.isdigit():
+        if kind != b"literal" or not re.fullmatch(_NUMBER, size):
             raise self._fault(
                 "binary contents must be 'literal'; those of git with 'delta' need the file they were made from"
             )

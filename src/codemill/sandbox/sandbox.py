@@ -20,6 +20,8 @@ from codemill.sandbox.warm import PROBE, Call, Warm, Worker, WorkerDied
 from codemill.sandbox.witness import examine
 from codemill.sandbox.workspace import Workspace
 
+MAX_IDLE = 4  # warm interpreters kept for later, for each worker
+
 
 class Sandbox:
     """Runs programs that nobody trusts, each in a process tree and a folder of its own.
@@ -189,25 +191,41 @@ class Sandbox:
     def _with_worker(
         self, warm: Warm, calls: tuple[Call, ...], policies: tuple[Policy, ...], cancel: threading.Event
     ) -> tuple[Outcome, ...]:
-        idle = self._idle.setdefault(warm, [])
-        try:
-            worker = idle.pop()
-        except IndexError:
+        with self._lock:
+            idle = self._idle.get(warm)
+            worker = idle.pop() if idle else None
+        if worker is None:
             worker = Worker(warm, self.policy, self._witness.layers, self._witness.breaches)
         try:
             outcomes = worker.run(calls, policies, cancel)
         except BaseException:
             worker.close()
             raise
-        idle.append(worker)
+        with self._lock:  # what was used last stands last
+            self._idle[warm] = [*self._idle.pop(warm, ()), worker]
+            surplus = self._surplus()
+        for old in surplus:
+            old.close()
         return outcomes
+
+    def _surplus(self) -> list[Worker]:
+        """The idle interpreters that were not used for longest, as many as there are too many of."""
+        surplus: list[Worker] = []
+        count = sum(map(len, self._idle.values()))
+        for warm in list(self._idle):
+            while self._idle[warm] and count - len(surplus) > MAX_IDLE * self.workers:
+                surplus.append(self._idle[warm].pop(0))
+            if not self._idle[warm]:
+                del self._idle[warm]
+        return surplus
 
     def close(self) -> None:
         with self._lock:
             pool, self._pool = self._pool, None
-            idle, self._idle = self._idle, {}
         if pool is not None and self._pool_owner == os.getpid():
             pool.shutdown()
+            with self._lock:
+                idle, self._idle = self._idle, {}
             for workers in idle.values():
                 for worker in workers:
                     worker.close()

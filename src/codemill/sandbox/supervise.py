@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from codemill.core.errors import InputError, IsolationError, UnavailableError
+from codemill.core.text import visible
 from codemill.sandbox import launcher, tree
 from codemill.sandbox.job import End, Job, NotExecutableError, Outcome
 from codemill.sandbox.memory_group import MemoryGroup
@@ -354,17 +355,19 @@ class _Run:
             self._disk_look_seconds = self._disk_look - start
 
     def _disk_look_is_due(self) -> bool:
-        """Now and then, and sooner if the disk has become fuller, by whomever."""
+        """Now and then, and sooner if the disk has become fuller, by whomever. A folder of many entries makes looks long, and
+        so the pauses in which a program could write as it likes: one that may have used up its room is looked at anyway."""
         assert self._box is not None
         try:
             disk = os.statvfs(self._box)
         except OSError:  # the launcher has removed it: the job has just ended
             return False
         free = disk.f_bavail * disk.f_frsize + disk.f_favail * _INODE_BYTES
-        pause = time.monotonic() - self._disk_look
-        if pause < _DISK_PAUSES * self._disk_look_seconds:
+        pause, less = time.monotonic() - self._disk_look, self._free - free
+        if pause < _DISK_PAUSES * self._disk_look_seconds and less <= self._policy.disk_bytes:
+            self._free = max(free, self._free)
             return False
-        due = pause >= _DISK_SECONDS or self._free - free > self._policy.disk_bytes // 8
+        due = pause >= _DISK_SECONDS or less > self._policy.disk_bytes // 8
         self._free = free if due else max(free, self._free)
         return due
 
@@ -415,7 +418,7 @@ class _Run:
         if self._failure is not None:
             raise self._as_error(*self._failure)
         if self._started is None or (self._ended is None and self._killed_for is None):
-            text = self._err.value()[-300:].decode("utf-8", "replace").strip()
+            text = visible(self._err.value()[-300:].decode("utf-8", "replace").strip())
             raise UnavailableError(
                 f"sandbox: the launcher died without a report ({text or 'killed'}); is the machine out of memory?"
             )
@@ -444,7 +447,7 @@ class _Run:
 
     def _as_error(self, step: str, text: str) -> Exception:
         if step == "exec":
-            return NotExecutableError(f"{self._job.argv[0]}: cannot be executed in the sandbox: {text}")
+            return NotExecutableError(f"{visible(self._job.argv[0])}: cannot be executed in the sandbox: {text}")
         if step == "files":
             return InputError(f"{self._job.workspace or 'files'}: a sandbox job's folder cannot be filled: {text}")
         if step in ("start", "limits"):

@@ -38,6 +38,7 @@ _START_SECONDS = 60.0
 _KILL_SECONDS = 10.0
 _DISK_TICKS = 5
 _INODE_BYTES = 4096
+READABLE = "CODEMILL_READABLE"
 _BOOT = (
     "import marshal,sys\n"
     "with open(int(sys.argv[1]),'rb') as f:c,z,p=marshal.load(f),marshal.load(f),marshal.load(f)\n"
@@ -60,10 +61,13 @@ class Warm:
     `modules`: scripts of ours (trusted), loaded in this order as modules named by their stem. A function `prime` in one of
         them is called then: what it does need not be done for the first time in every run.
     `imports`: modules of the standard library imported beforehand.
+    `readable`: further trees that its calls may read and execute, never write, as in `Job`. The environment variable
+        `CODEMILL_READABLE` names them as the calls see them, a JSON list in this order.
     """
 
     modules: tuple[Path, ...]
     imports: tuple[str, ...] = ()
+    readable: tuple[Path, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,12 +77,15 @@ class Call:
     `entry`: "module:function", called with `payload`. It ends with exit code 0 when it returns and 1 when it raises.
     `policy`: its limits, instead of the sandbox's own; `disk_bytes` is the sandbox's for all calls.
     `result`: give it descriptor 3 to write up to 4 MiB of results to.
+    `folder`: give it an empty private folder, as the last call always has. The first of two calls has one of its own, which
+        the second cannot reach; it may hold as much as the payload and `disk_bytes` together.
     """
 
     entry: str
     payload: bytes
     policy: Policy | None = None
     result: bool = False
+    folder: bool = False
 
 
 class WorkerDied(Exception):
@@ -89,7 +96,10 @@ class Worker:
     """A warm interpreter in its jail. One run at a time; the thread that made it must outlive it."""
 
     def __init__(self, warm: Warm, policy: Policy, layers: Layers, breaches: Collection[Axis]) -> None:
-        plan = build_plan(Job(argv=("warm",)), policy, layers, supervisor=os.getpid())
+        plan = build_plan(Job(argv=("warm",), readable=warm.readable), policy, layers, supervisor=os.getpid())
+        moved = _out_of_the_private_folder(warm.readable, plan) if layers.own_mounts else {}
+        places = [moved.get(os.path.realpath(path), str(path)) for path in warm.readable]
+        plan["fixed_env"] = {**plan["fixed_env"], READABLE: json.dumps(places)}
         self._layers, self._process_others = layers, 2 if layers.namespaces and plan["owner"] is None else 0
         self._isolation = isolation(layers, breaches, own_user=plan["owner"] is not None)
         self._box = "" if layers.own_mounts else tempfile.mkdtemp(prefix="codemill-sandbox-")
@@ -188,7 +198,7 @@ class Worker:
             self._group.limit(sum(policy.memory_bytes for policy in policies) + policies[-1].disk_bytes + OWN_BYTES)
         try:
             self._send(calls, policies)
-            watch = _Watch(self._root, policies, cancel, self._box)
+            watch = _Watch(self._root, policies, cancel, self._box, len(calls[0].payload))
             head = self._receive_reply(watch)
         except (OSError, EOFError) as error:
             raise WorkerDied(f"{error} ({self._last_words()})") from None
@@ -209,6 +219,7 @@ class Worker:
                 "bytes": len(call.payload),
                 "limits": _call_limits(policy, self._process_others),
                 "result": call.result,
+                "folder": call.folder,
                 "result_bytes": RESULT_BYTES,
                 "output_bytes": policy.output_bytes,
             }
@@ -290,16 +301,29 @@ class Worker:
         self._errors.close()
         if self._group is not None:
             self._group.close()
-        if self._box and os.path.exists(self._box):
-            with contextlib.suppress(OSError):
-                launcher.remove_tree(self._box)
+        for folder in (self._box, zygote.beside(self._box)) if self._box else ():
+            if os.path.exists(folder):
+                with contextlib.suppress(OSError):
+                    launcher.remove_tree(folder)
+
+
+def _out_of_the_private_folder(readable: Sequence[Path], plan: dict[str, Any]) -> dict[str, str]:
+    """Other places for readable trees that lie where the calls' private folder, renewed for each of them, will be."""
+    real = {os.path.realpath(path) for path in readable}
+    hidden = [path for path in plan["trees"] if path in real and path.startswith("/tmp/")]
+    moved = {path: f"/readable/{number}" for number, path in enumerate(hidden)}
+    plan["moved"] = moved
+    if plan["landlock"] is not None:
+        rules = [(moved.get(path, path), access) for path, access in plan["landlock"]["rules"]]
+        plan["landlock"] = {**plan["landlock"], "rules": rules}
+    return moved
 
 
 class _Watch:
     """Time, memory and process counts of a run, from outside; the first breach decides why its call ended."""
 
-    def __init__(self, root: int, policies: Sequence[Policy], cancel: threading.Event, box: str) -> None:
-        self._root, self._policies, self._cancel, self._box = root, policies, cancel, box
+    def __init__(self, root: int, policies: Sequence[Policy], cancel: threading.Event, box: str, payload: int) -> None:
+        self._root, self._policies, self._cancel, self._box, self._payload = root, policies, cancel, box, payload
         self._ticks = 0
         self._started = time.monotonic()
         self._killed_at: float | None = None
@@ -330,15 +354,20 @@ class _Watch:
         return self._killed_at is not None and time.monotonic() - self._killed_at > _KILL_SECONDS
 
     def _look_at_disk(self) -> None:
-        """Where the private folder, the last call's, is the host's."""
+        """Where the private folders are the host's: the last call's, and the first one's if it has one."""
         self._ticks += 1
-        if self._box and self._ticks % _DISK_TICKS == 0:
-            limit = self._policies[-1].disk_bytes
+        if not self._box or self._ticks % _DISK_TICKS:
+            return
+        for index, folder in ((len(self._policies) - 1, self._box), (0, zygote.beside(self._box))):
+            limit = self._policies[-1].disk_bytes + (self._payload if folder != self._box else 0)
             limit_entries = limit // _INODE_BYTES + 1024
-            size, count = tree.folder_use(self._box, limit, limit_entries)
-            size += tree.unlinked_bytes(tuple(tree.children(self._root)))
+            if not os.path.exists(folder):
+                continue
+            size, count = tree.folder_use(folder, limit, limit_entries)
+            if folder == self._box:
+                size += tree.unlinked_bytes(tuple(tree.children(self._root)))
             if size > limit or count > limit_entries:
-                self.reasons[len(self._policies) - 1] = "disk"
+                self.reasons.setdefault(index, "disk")
 
     def _look_at_trees(self) -> None:
         # The interpreter starts the last call first, and process ids grow. Without a pid namespace orphans of the calls

@@ -24,7 +24,7 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 from codemill.core.errors import ConfigError, InputError, UnavailableError
 from codemill.sandbox.changes import LEFT_OUT, Change, Changes
 from codemill.sandbox.copy_in import copy_in
-from codemill.sandbox.folder import Entry, Folder, OverLimitError, checked
+from codemill.sandbox.folder import Entry, Folder, OverLimitError, checked, encoded
 from codemill.sandbox.job import Job, KeptFolder, Outcome
 from codemill.sandbox.launcher import WORK
 from codemill.sandbox.plan import Layers, gives_own_user
@@ -37,6 +37,7 @@ _FIRST_USER, _USERS = 2_000_000_000, 100_000_000  # apart from those of single j
 _TREE = WORK.strip("/")
 _INODE_BYTES = 4096
 _OVERSHOOT = 256 * MIB  # what a program may write before it is noticed
+_MOST_SECONDS = 1e8  # three years; the kernel cannot count to every number that a caller may name
 _STORE = 8  # snapshots take so many times what the folder may hold
 
 P = ParamSpec("P")
@@ -203,8 +204,8 @@ class Workspace:
 
     def _limits(self, timeout: float | None) -> Policy:
         wall = self.policy.wall_seconds if timeout is None else timeout
-        if not wall > 0:
-            raise InputError(f"workspace: timeout is {timeout!r}: it must be above 0")
+        if timeout is not None and not 0 < timeout <= _MOST_SECONDS:
+            raise InputError(f"workspace: timeout is {timeout!r}: it must be above 0 and at most {_MOST_SECONDS:.0f}")
         if self._seconds_left is not None:
             if self._seconds_left <= 0:
                 raise OverLimitError("workspace: the seconds that its commands may take together are used up")
@@ -215,7 +216,7 @@ class Workspace:
     def _room(self) -> KeptFolder:
         """What the next command may fill. One that finds too much must be able to delete some of it, so it may have as much
         as it finds; a folder that went far over its limit has to be rolled back."""
-        os.fchmod(self._box.descriptor, 0o700)
+        self._box.open_up()
         tree = self._box.look(_TREE)
         if tree is None or tree.kind != "folder":
             raise InputError("workspace: a command has moved or removed the repository's folder; roll back")
@@ -248,7 +249,7 @@ class Workspace:
 
     def write(self, path: str, data: bytes | str, *, executable: bool | None = None) -> None:
         """Make or replace a file, and make the folders above it. `executable` None leaves it as it is."""
-        name, content = _named(path), data.encode() if isinstance(data, str) else data
+        name, content = _named(path), encoded(data, "text") if isinstance(data, str) else data
         if len(content) > self.policy.file_bytes:
             raise OverLimitError(f"{path!r}: {len(content)} bytes; a file may have {self.policy.file_bytes}")
         with self._at_hand():
@@ -296,7 +297,7 @@ class Workspace:
         """Make everything as it was: contents, permissions, times; what is new since is gone. Later snapshots stay."""
         with self._in_turn():
             self._use = None
-            os.fchmod(self._box.descriptor, 0o700)
+            self._box.open_up()
             self._snapshots.rollback(snapshot, self._trash)
             self._trash.empty()
 

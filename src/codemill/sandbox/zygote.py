@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any, NoReturn
 
-_NEW_PID = 0x20000000
+_NEW_PID, _NEW_MOUNTS = 0x20000000, 0x00020000
 _CHUNK = 65536
 _TOGETHER_MILLISECONDS = 50
 _MADV_DOFORK = 11
@@ -122,6 +122,29 @@ class _Zygote:
             launcher.give(self.folder, self.plan["owner"])
         self.prepare_folder()
 
+    def make_folder_beside(self, payload: int) -> tuple[str, int | None]:
+        """In the fork of a first call: a working folder that the second call cannot reach, and the file rules for it.
+
+        With mounts it is in a mount table of its own and goes with the call; without, it has a name that the other's file
+        rules do not hold.
+        """
+        folder, size = self.folder, self.plan["disk_bytes"] + 2 * payload
+        if self.plan["mounts"]:
+            launcher.unshare("mounts", _NEW_MOUNTS)
+            launcher.mount_private(folder, size)
+        else:
+            folder = beside(folder)
+            os.mkdir(folder, 0o700)
+        os.mkdir(folder + launcher.WORK, 0o700)
+        if self.plan["owner"] is not None:
+            launcher.give(folder, self.plan["owner"])
+        landlock = self.plan["landlock"]
+        return folder + launcher.WORK, None if landlock is None else launcher.landlock_rules(landlock, folder)
+
+    def remove_folder_beside(self) -> None:
+        if not self.plan["mounts"]:
+            launcher.remove_tree(beside(self.folder))
+
     def limits_of(self, call: dict[str, Any]) -> list[Any]:
         """The limits of a call as the system wants them, no higher than this process's own."""
         if not self.plan["namespaces"]:
@@ -153,6 +176,11 @@ class _Zygote:
         return child
 
 
+def beside(folder: str) -> str:
+    """The first call's private folder where there are no mounts and `folder` is the last call's."""
+    return folder + "-beside"
+
+
 def _out_of_the_way(descriptor: int) -> int:
     copy = fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, _ABOVE)
     os.close(descriptor)
@@ -164,6 +192,7 @@ class _Ends:
 
     def __init__(self, call: dict[str, Any], zygote: _Zygote) -> None:
         self.call, self.scratch = call, zygote.scratch
+        self.beside = False  # whether it has a private folder beside that of the last call
         self.limits = zygote.limits_of(call)
         self.payload = unshared_memory(call["bytes"])  # inherited by this call's fork only
         self.pid = self.handle = -1
@@ -290,6 +319,7 @@ def serve(plan: launcher.Plan, folder: str) -> NoReturn:
     if not plan["namespaces"]:  # the supervisor may be gone in the middle of a run
         launcher.kill_descendants(plan)
         launcher.remove_tree(plan["box"])
+        launcher.remove_tree(beside(plan["box"]))
     os._exit(0)  # as the first process of its namespace it takes every other along
 
 
@@ -312,6 +342,7 @@ def _run(zygote: _Zygote) -> None:
     runs = [_Ends(call, zygote) for call in calls]
     for run in runs:
         run.receive(control)
+    runs[0].beside = len(runs) == 2 and runs[0].call["folder"]
     peers = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_STREAM) if len(calls) == 2 else ()
     for run, peer in zip(runs, peers, strict=False):
         run.theirs.append(peer.fileno())
@@ -328,6 +359,8 @@ def _run(zygote: _Zygote) -> None:
     watch.until_all_are_gone(kill=bool(fault))
     seconds = time.monotonic() - started
     zygote.renew_folder()
+    if runs[0].beside:
+        zygote.remove_folder_beside()
     _reply(control, runs, seconds, fault)
 
 
@@ -480,7 +513,10 @@ def _become_call(zygote: _Zygote, run: _Ends, *, private: bool) -> NoReturn:
 def _enter(zygote: _Zygote, run: _Ends, private: bool) -> None:
     plan = zygote.plan
     os.setsid()
-    os.chdir(zygote.work if private else "/")
+    work, rules = zygote.work if private else "/", zygote.rules[not private] if zygote.rules else None
+    if run.beside:
+        work, rules = zygote.make_folder_beside(run.call["bytes"])
+    os.chdir(work)
     for place, end in enumerate(run.theirs, 1):
         if end >= 0:
             os.dup2(end, place)
@@ -498,8 +534,8 @@ def _enter(zygote: _Zygote, run: _Ends, private: bool) -> None:
     if plan["owner"] is not None:
         launcher.become_user(plan["owner"])
     launcher.drop_capabilities()
-    if zygote.rules:
-        launcher.landlock_restrict(zygote.rules[not private])
+    if rules is not None:
+        launcher.landlock_restrict(rules)
     if zygote.filter is not None:
         launcher.load_filter(zygote.filter)
     elif plan["seccomp"] is not None:

@@ -27,7 +27,7 @@ from codemill.core.progress import Progress
 from codemill.core.records import write_records
 from codemill.corpus.store import read_documents, write_documents
 from codemill.sandbox import Sandbox
-from codemill.tasks.admission import Admission, admit
+from codemill.tasks.admission import Admission, admit, is_isolated
 from codemill.tasks.candidates import (
     Candidate,
     Limits,
@@ -297,8 +297,11 @@ class _Build:
         def count(field: str) -> dict[str, int]:
             return dict(sorted(Counter(str(task.metadata[field]) for task in tasks).items()))
 
+        isolated = sum(map(is_isolated, tasks))
         return {
             "tasks": len(tasks),
+            "tests isolated from the answer": isolated,
+            "tests in the answer's process": len(tasks) - isolated,
             "split": count("split"),
             "kind": count("kind"),
             "repository": count("repository"),

@@ -132,7 +132,7 @@ def decide(judge: Outcome, candidate: Outcome, report: CallReport, limit: float)
 
     Our own fault is only what happens before anything of the answer has run. Everything later is the answer's doing.
     """
-    broken = _limit_broken(candidate) or _limit_broken(judge)
+    broken = limit_broken(candidate) or limit_broken(judge)
     match report.end:
         case "passed" if report.seconds > limit:
             return Status.TIMEOUT, f"took {report.seconds:.1f} s, the limit is {limit:.1f} s"
@@ -154,7 +154,7 @@ def decide(judge: Outcome, candidate: Outcome, report: CallReport, limit: float)
     if broken is not None:
         return broken
     if report.end == "gone":
-        return _gone(candidate)
+        return gone(candidate)
     if judge.end == "signal":  # also when its worker was brought down twice, see `Sandbox.run_warm`
         return Status.CRASHED, f"the judge was ended by {describe_end(judge)}"
     if report.ready:
@@ -163,7 +163,7 @@ def decide(judge: Outcome, candidate: Outcome, report: CallReport, limit: float)
     return Status.HARNESS_ERROR, f"the judge did not start ({describe_end(judge)}): {words}"
 
 
-def _limit_broken(outcome: Outcome) -> tuple[Status, str] | None:
+def limit_broken(outcome: Outcome) -> tuple[Status, str] | None:
     """What a process did that the policy does not allow, None for one that ended otherwise."""
     match outcome.end:
         case "timeout":
@@ -177,7 +177,7 @@ def _limit_broken(outcome: Outcome) -> tuple[Status, str] | None:
     return None
 
 
-def _gone(candidate: Outcome) -> tuple[Status, str]:
+def gone(candidate: Outcome) -> tuple[Status, str]:
     """The answer's process ended, or closed the wire, before the test was over."""
     if candidate.end == "signal" and candidate.signal != signal.SIGKILL:
         return Status.CRASHED, f"ended by {describe_end(candidate)}"

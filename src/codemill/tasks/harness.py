@@ -7,6 +7,7 @@ runs: a run without it is our fault, a run with it and without its end record is
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import json
 import os
 import secrets
@@ -57,7 +58,8 @@ class TestRecord:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What a run proved. `results` is None without an end record; `foreign` counts lines that were not ours."""
+    """What a run proved. `results` is None without an end record; `foreign` counts lines that were not ours. `over` and
+    `fault`: see `inside/suite_judge.py`."""
 
     ready: bool = False
     results: Mapping[str, bool] | None = None
@@ -67,6 +69,8 @@ class Report:
     seconds: float = 0.0
     memory: bool = False
     foreign: int = 0
+    over: str = ""
+    fault: str = ""
 
 
 def read_report(data: bytes, nonce: str) -> Report:
@@ -105,6 +109,8 @@ def read_report(data: bytes, nonce: str) -> Report:
         seconds=_number(end.get("seconds")),
         memory=any(isinstance(entry, dict) and entry.get("memory") is True for entry in _list(end.get("tests"))),
         foreign=foreign,
+        over=str(end.get("over", "")),
+        fault=str(end.get("fault", ""))[:TAIL_CHARACTERS],
     )
 
 
@@ -247,21 +253,13 @@ def suite_run(
     path. `wall_seconds` limits the whole run, `cpu_seconds` (default: the same) its processor time; with `test_seconds` no
     test is started in the last tenth.
     """
-    layout = read_layout(workspace)
-    wanted = None if pytest_ids is None else list(pytest_ids)
-    folders = None if wanted is None else sorted({name.removeprefix("pytest:").split("::")[0] for name in wanted})
-    nonce = secrets.token_hex(16)
-    request = {
-        "nonce": nonce,
-        "paths": [str(environment)] if environment else [],
-        "roots": list(layout.roots),
-        "doctests": [spec for name in doctests if (spec := _doctest_spec(workspace, name)) is not None],
-        "doctest_flags": list(layout.doctest_flags),
-        "pytest": None
-        if wanted == []
-        else {"files": folders or [], "args": list(layout.pytest_args), "wanted": wanted},
-        "compile": sorted(path for path in files or {} if path.endswith(".py")),
-        "control": dict(control_hashes(workspace)),
+    answered = sorted(path for path in files or {} if path.endswith(".py"))
+    # Byte code lies beside the pristine sources. That of an answered file is the right answer.
+    bare = [path for path in map(compiled_path, answered) if (workspace / path).is_file()]
+    request = suite_request(workspace, environment, doctests=doctests, pytest_ids=pytest_ids)
+    request |= {
+        "compile": answered,
+        "control": {**control_hashes(workspace), **dict.fromkeys(bare, hashlib.sha256(b"").hexdigest())},
         "trace": trace,
         "test_seconds": test_seconds,
         "suite_seconds": None if test_seconds is None else 0.9 * wall_seconds,
@@ -270,7 +268,10 @@ def suite_run(
         argv=python_argv(INSIDE / "run_tests.py"),
         workspace=workspace,
         # Lone surrogates become bytes that do not decode: the answer's own error, found by the script.
-        files={path: text.encode("utf-8", "surrogatepass") for path, text in (files or {}).items()},
+        files={
+            **{path: text.encode("utf-8", "surrogatepass") for path, text in (files or {}).items()},
+            **dict.fromkeys(bare, b""),
+        },
         readable=(INSIDE, *([environment] if environment else [])),
         stdin=json.dumps(request).encode(),
         policy=Policy(
@@ -278,7 +279,39 @@ def suite_run(
         ),
         result=True,
     )
-    return SuiteRun(job, nonce)
+    return SuiteRun(job, request["nonce"])
+
+
+def compiled_path(path: str) -> str:
+    """Where the byte code of a source file lies."""
+    return importlib.util.cache_from_source(path)
+
+
+def suite_request(
+    workspace: Path,
+    environment: Path | None,
+    *,
+    doctests: Iterable[str],
+    pytest_ids: Sequence[str] | None,
+) -> dict[str, Any]:
+    """A request to `inside/run_tests.py` with a fresh nonce, for tests that nothing limits or watches."""
+    layout = read_layout(workspace)
+    wanted = None if pytest_ids is None else list(pytest_ids)
+    folders = None if wanted is None else sorted({name.removeprefix("pytest:").split("::")[0] for name in wanted})
+    selection = {"files": folders or [], "args": list(layout.pytest_args), "wanted": wanted}
+    return {
+        "nonce": secrets.token_hex(16),
+        "paths": [str(environment)] if environment else [],
+        "roots": list(layout.roots),
+        "doctests": [spec for name in doctests if (spec := _doctest_spec(workspace, name)) is not None],
+        "doctest_flags": list(layout.doctest_flags),
+        "pytest": None if wanted == [] else selection,
+        "compile": [],
+        "control": {},
+        "trace": False,
+        "test_seconds": None,
+        "suite_seconds": None,
+    }
 
 
 def _doctest_spec(workspace: Path, name: str) -> dict[str, Any] | None:

@@ -1,7 +1,7 @@
 """Answers to the repository question: bodies of `cents`, with whatever they put behind it.
 
-`CHEATS` must not pass. `BEYOND` pass today: where the tests run in the process that imported the answer, an answer that goes
-after objects of that process decides what they say. `HONEST` are odd and must pass.
+`CHEATS` must not pass. `BEYOND` must not where tests and answer are isolated from each other; where they share a process, an
+answer that goes after objects of that process decides what they say. `HONEST` are odd and must pass.
 """
 
 from __future__ import annotations
@@ -100,6 +100,12 @@ for name in ("test_money", "test_account"):
     header = importlib.util.MAGIC_NUMBER + struct.pack("<III", 0, int(state.st_mtime), state.st_size)
     open(cached, "wb").write(header + marshal.dumps(code))
 """),
+    _behind("the original's byte code", "compiled beside its source", """
+import glob, marshal
+for path in glob.glob("../**/money.*.pyc", recursive=True):
+    try: exec(marshal.loads(open(path, "rb").read()[16:]))
+    except Exception: pass
+"""),
     _behind("history", "a commit that holds the right version", """
 import os, re, zlib
 found = [os.path.join(folder, name) for folder, _, names in os.walk(".git") for name in names]
@@ -135,6 +141,13 @@ for descriptor in range(64):
         try: os.write(descriptor, line.encode())
         except OSError: pass
 os._exit(0)
+"""),
+    _behind("the other process", "messages of its own on the wire, and whatever else is open", """
+import json, os
+for reply in ([0, [1250, []]], [0, {"yours": 0}], [0, {"name": ["builtins", "eval"]}], [0, {"argument": 9}], [1, 2, 3]):
+    body = json.dumps(reply).encode()
+    os.write(4, len(body).to_bytes(4, "big") + body)
+print(os.read(4, 1 << 16))
 """),
     _behind("os.write", "reports are changed on their way out", "import os\nold = os.write\nos.write = lambda descriptor, data: old(descriptor, data.replace(b'false', b'true'))"),
     _behind("json", "the same in the encoder", "import json\nold = json.dumps\njson.dumps = lambda thing, **rest: old(thing, **rest).replace('false', 'true')"),

@@ -104,8 +104,15 @@ class Candidate:
             text = str(error)[:_TEXT_CHARACTERS]
         except BaseException:
             text = "an exception that cannot be printed"
-        trace = trimmed_trace(error.__traceback__, self._program)
-        self.send([1, self._codec.pack(type(error)), self._codec.pack_arguments(error), text, trace])
+        packed = [self._codec.pack(type(error)), self._codec.pack_arguments(error)]
+        self.send([1, *packed, text, self._trace(error), *self._state(error)])
+
+    def _trace(self, error: BaseException) -> str:
+        return trimmed_trace(error.__traceback__, PROGRAM, self._program)
+
+    def _state(self, error: BaseException) -> list[Any]:
+        """What else the judge is told of an exception."""
+        return []
 
     def begin(self, found: dict[str, Any]) -> None:
         """The first reply: the names under test."""
@@ -128,19 +135,21 @@ class Candidate:
                 self.send([0, self._codec.contents(self._objects[number])])
                 return
             self._limit_depth(self._depth)
-            if operation == "global":
-                value = self._namespace[arguments[0]]
-            elif operation == "call":
-                named = dict(zip(*keywords, strict=True)) if keywords else {}
-                value = self._objects[number](*arguments, **named)
-            else:
-                value = OPERATIONS[operation](self._objects[number], *arguments)
+            named = dict(zip(*keywords, strict=True)) if keywords else {}
+            value = self._perform(operation, number, arguments, named)
         except BaseException as error:
             self._widen_depth()
             self.fail(error)
         else:
             self._widen_depth()
             self.reply(value)
+
+    def _perform(self, operation: str, number: int, arguments: list[Any], named: dict[str, Any]) -> Any:
+        if operation == "call":
+            return self._objects[number](*arguments, **named)
+        if operation == "global":
+            return self._namespace[arguments[0]]
+        return OPERATIONS[operation](self._objects[number], *arguments)
 
     def _widen_depth(self) -> None:
         """A program may lower the recursion limit for itself; the wire needs its usual depth."""
@@ -168,9 +177,7 @@ class Candidate:
                 if answer[0] == 0:
                     return answer[1]
                 if answer[0] == 1:
-                    error = wire.exception(*answer[1:4])
-                    vars(error)[_JUDGES] = answer[4]
-                    raise error
+                    raise judges_exception(answer[1:])
                 self._do(answer)
 
     # Objects -----------------------------------------------------------------------------------------------------
@@ -197,6 +204,14 @@ class Candidate:
 
             self._functions[number] = function
         return self._functions[number]
+
+
+def judges_exception(content: list[Any]) -> BaseException:
+    """From class, arguments, text and number."""
+    kind, arguments, text, number = content
+    error = wire.exception(kind, arguments, text)
+    vars(error)[_JUDGES] = number
+    return error
 
 
 class Iterator:
@@ -228,16 +243,16 @@ def kind_of(value: Any) -> str:
     return "function" if callable(value) else "object"
 
 
-def trimmed_trace(trace: TracebackType | None, program: str) -> str:
-    """The innermost frames of the program, as lines for people."""
+def trimmed_trace(trace: TracebackType | None, path: str, program: str) -> str:
+    """The innermost frames of the program that lies at `path`, as lines for people."""
     frames: list[tuple[int, str]] = []
     while trace is not None:
-        if trace.tb_frame.f_code.co_filename == PROGRAM:
+        if trace.tb_frame.f_code.co_filename == path:
             frames.append((trace.tb_lineno, trace.tb_frame.f_code.co_name))
         trace = trace.tb_next
     lines = program.split("\n")
     shown = [
-        f"{PROGRAM}:{line} in {name}: {lines[line - 1].strip()[:160] if line <= len(lines) else ''}"
+        f"{path}:{line} in {name}: {lines[line - 1].strip()[:160] if line <= len(lines) else ''}"
         for line, name in frames[-_FRAMES:]
     ]
     return "\n".join(shown)
@@ -260,6 +275,7 @@ OPERATIONS: dict[str, Callable[..., Any]] = {
     "len": len,
     "iter": iter,
     "next": next,
+    "throw": lambda generator, error: generator.throw(error),
     "getitem": lambda value, key: value[key],
     "setitem": _set_item,
     "delitem": _delete_item,

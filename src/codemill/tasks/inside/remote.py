@@ -46,7 +46,7 @@ class Connection:
         self._exceptions: dict[type, int] = {}
         self._callbacks: list[Callable[..., Any]] = []
         self._callback_numbers: dict[int, int] = {}
-        self._raised: list[Exception] = []  # by the test's functions, and on their way through the answer
+        self._raised: list[BaseException] = []  # by the test's functions, and on their way through the answer
         self._nesting = 0
         self._codec = wire.Codec(self._refer, {"object": self._object, "exception": self._exception_class})
 
@@ -66,7 +66,7 @@ class Connection:
             raise Ended(self.problem)
         if self.quiet:
             raise RuntimeError("nothing is asked now")
-        pack = self._codec.pack
+        pack = self._packed
         message: list[Any] = [operation, number, [pack(argument) for argument in arguments]]
         if keywords:
             message += [list(keywords), [pack(value) for value in keywords.values()]]
@@ -74,7 +74,7 @@ class Connection:
         try:
             return self.reply()
         except (StopIteration, StopAsyncIteration) as error:
-            if operation == "next":
+            if operation in ("next", "throw"):
                 raise
             # As inside a generator: out of a call it would end the test's own `map` or loop without a word.
             raise _renamed(error) from None
@@ -91,16 +91,19 @@ class Connection:
             match message:
                 case [int(0), value]:
                     return value
-                case [int(1), type() as kind, list(arguments), str(text), str(trace)] if issubclass(
+                case [int(1), type() as kind, list(arguments), str(text), str(trace), *rest] if issubclass(
                     kind, BaseException
                 ):
-                    raise self._exception(kind, arguments, text, trace)
+                    raise self._exception(kind, arguments, text, trace, *rest)
                 case [int(4), int(number)] if 0 <= number < len(self._raised):
                     raise self._raised[number]
                 case [int(2), int(number), list(arguments), *keywords] if 0 <= number < len(self._callbacks):
                     self._serve(self._callbacks[number], arguments, keywords)
                 case _:
                     self._end("garbage", "the answer does not keep to the protocol: neither a reply nor a call")
+
+    def _packed(self, value: Any) -> Any:
+        return self._codec.pack(value)
 
     def _send(self, message: list[Any]) -> None:
         try:
@@ -112,6 +115,9 @@ class Connection:
         self.over, self.problem = over, problem
         raise Ended(problem)
 
+    def compare(self, left: Remote, right: Remote) -> None:
+        """Called when two objects of the answer are compared."""
+
     # Calls of the test's functions ---------------------------------------------------------------------------------
 
     def _serve(self, function: Callable[..., Any], arguments: list[Any], keywords: list[Any]) -> None:
@@ -120,14 +126,20 @@ class Connection:
             if self._nesting > _NESTING:
                 raise RecursionError(f"the answer and the test call each other more than {_NESTING} levels deep")
             named = dict(zip(*keywords, strict=True)) if keywords else {}
-            reply = [0, self._codec.pack(function(*arguments, **named))]
+            reply = [0, self._packed(function(*arguments, **named))]
         except Exception as error:
-            kind = self._codec.pack(wire.builtin_base(type(error)))
-            reply = [1, kind, self._codec.pack_arguments(error), shown(error, str), len(self._raised)]
-            self._raised.append(error)
+            reply = [1, *self._described(error)]
         finally:
             self._nesting -= 1
         self._send(reply)
+
+    def _described(self, error: BaseException) -> list[Any]:
+        """An exception of the test for the answer: class, arguments, text, and the number by which it comes back."""
+        self._raised.append(error)
+        kind = self._codec.pack(wire.builtin_base(type(error)))
+        if isinstance(error, AssertionError):  # says what was expected
+            return [kind, [], "", len(self._raised) - 1]
+        return [kind, self._codec.pack_arguments(error), shown(error, str), len(self._raised) - 1]
 
     def _refer(self, value: Any) -> Any:
         """How an object that is no value crosses to the answer: its own go back to it, the test's can only be called."""
@@ -202,6 +214,13 @@ class Remote:
 
     __doc__ = _DOC
 
+    def __eq__(self, other: object) -> bool:
+        if self is not other and isinstance(other, Remote):
+            self._codemill_connection.compare(self, other)
+        return self is other
+
+    __hash__ = object.__hash__
+
     def __getattr__(self, name: str) -> Any:
         return _ask(self, "getattr", name)
 
@@ -272,6 +291,11 @@ class RemoteGenerator(RemoteIterator):
     __slots__ = ()
     __doc__ = _DOC
     __class__ = property(lambda self: _GENERATOR)  # what `isinstance` asks as well
+
+    def throw(self, kind: Any, value: Any = None, trace: Any = None) -> Any:
+        """As a generator's; a traceback cannot cross."""
+        error = kind if value is None else value
+        return _ask(self, "throw", error() if isinstance(error, type) else error)
 
 
 def _renamed(error: Exception) -> RuntimeError:

@@ -32,9 +32,17 @@ import traceback
 
 TYPE_CHECKING = False  # spares the jail the import of typing; type checkers know the name
 if TYPE_CHECKING:
-    from typing import Any
+    from typing import Any, Protocol
 
-    from codemill.tasks.inside import integrity
+    class Guard(Protocol):
+        """What is looked at while an answer shares the process, see `integrity`."""
+
+        problem: str
+
+        def look(self, final: bool = False) -> None: ...
+        def look_at_code(self) -> None: ...
+        def look_at_plugin(self, plugin: object) -> None: ...
+
 
 MESSAGE_CHARACTERS = 1900
 WATCHED_EVENTS = 50_000  # calls and returns of one test, C functions included; a longer test is watched no further
@@ -65,6 +73,10 @@ class Reporter:
         self.send(
             test=name, passed=passed, message=message[:MESSAGE_CHARACTERS], seconds=round(seconds, 4), enters=enters
         )
+
+    def end(self, problem: str, broken: list[str], **more: Any) -> None:
+        texts = [text[:MESSAGE_CHARACTERS] for text in broken[:20]]
+        self.send(end=True, results=self.results, problem=problem, broken=texts, **more)
 
 
 class Tracer:
@@ -315,7 +327,7 @@ def compile_errors(paths: list[str]) -> str:
 
 
 class Tools:
-    def __init__(self, request: dict[str, Any], reporter: Reporter, folder: str, guard: integrity.Guard) -> None:
+    def __init__(self, request: dict[str, Any], reporter: Reporter, folder: str, guard: Guard) -> None:
         self.reporter, self.guard = reporter, guard
         self.tracer = Tracer(reporter, folder, request["trace"])
         self.alarm = Alarm(request["test_seconds"])
@@ -336,10 +348,8 @@ def beside(name: str) -> Any:
     return module
 
 
-def main() -> None:
-    request = json.loads(sys.stdin.buffer.read())
-    folder = os.getcwd()
-    reporter = Reporter(request.pop("nonce"))
+def enter(request: dict[str, Any], folder: str) -> Any:
+    """Put the repository and its environment on the import path; pytest, or None where it is not needed."""
     sys.path += request["paths"]
     # The harness loads what it needs before anything of the repository can stand in for it.
     if request["doctests"]:
@@ -352,28 +362,38 @@ def main() -> None:
     # For tests that start Python themselves; the working folder must stay free of compiled files.
     os.environ["PYTHONPATH"] = os.pathsep.join([*roots, *request["paths"]])
     os.environ["PYTHONDONTWRITEBYTECODE"] = "1"
+    return pytest
+
+
+def run_suite(pytest: Any, request: dict[str, Any], tools: Tools) -> list[str]:
+    """Every test of the request; what could not be collected."""
+    run_doctests(request["doctests"], request["doctest_flags"], tools)
+    tools.guard.look()
+    broken = run_pytest(pytest, request["pytest"], tools) if pytest is not None else []
+    tools.guard.look(final=True)
+    try:  # noqa: SIM105 (no import just for this)
+        sys.stdout.flush()
+    except BaseException:  # a test may have closed it
+        pass
+    return broken
+
+
+def main() -> None:
+    request = json.loads(sys.stdin.buffer.read())
+    folder = os.getcwd()
+    reporter = Reporter(request.pop("nonce"))
+    pytest = enter(request, folder)
     answered, tests = bool(request["compile"]), request["pytest"] is not None
     guard = beside("integrity").Guard(request["control"], watched=answered, with_pytest=tests)
     tools = Tools(request, reporter, folder, guard)
-    leave, flush = os._exit, sys.stdout.flush
+    leave = os._exit
     reporter.send(ready=True)
-
     problem = compile_errors(request["compile"])
     broken: list[str] = []
     if not problem:
-        run_doctests(request["doctests"], request["doctest_flags"], tools)
-        guard.look()
-        if pytest is not None:
-            broken = run_pytest(pytest, request["pytest"], tools)
-        guard.look(final=True)
+        broken = run_suite(pytest, request, tools)
         problem = guard.problem
-    try:  # noqa: SIM105 (no import just for this)
-        flush()
-    except BaseException:  # a test may have closed it
-        pass
-    reporter.send(
-        end=True, results=reporter.results, problem=problem, broken=[text[:MESSAGE_CHARACTERS] for text in broken[:20]]
-    )
+    reporter.end(problem, broken)
     leave(0)
 
 

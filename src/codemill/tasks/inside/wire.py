@@ -130,6 +130,10 @@ class Codec:
         self._encode = json.JSONEncoder(ensure_ascii=False, check_circular=False, separators=(",", ":")).encode
         self._decode = json.JSONDecoder().raw_decode
 
+    def resolve(self, **resolvers: Callable[[Any], Any]) -> None:
+        """Add resolvers by tag."""
+        self._resolvers.update(resolvers)
+
     def dumps(self, message: list[Any]) -> bytes:
         """The bytes of a message whose values went through `pack`."""
         # Surrogates pass as they are: escaped, a high and a low one would come back as one character.
