@@ -56,9 +56,11 @@ soak: $(DEV)
 
 bench: $(DEV)
 	$(BIN)/python benchmarks/engine.py
+	$(BIN)/python benchmarks/serve.py
 	$(BIN)/python benchmarks/training.py
 	$(BIN)/python benchmarks/sandbox.py
 	$(BIN)/python benchmarks/sandbox.py --workers
+	$(BIN)/python benchmarks/sandbox.py --workspace
 	$(BIN)/python benchmarks/cli.py
 
 clean:

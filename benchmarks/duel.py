@@ -21,10 +21,10 @@ RESULTS = Path(__file__).parent / "results"
 
 
 class Worker:
-    """A side of the duel: `python SCRIPT --worker SIDE ...`."""
+    """A side of the duel: `python SCRIPT --worker SIDE ...`, or another command."""
 
-    def __init__(self, script: str, side: str, *arguments: str) -> None:
-        command = [sys.executable, script, "--worker", side, *arguments]
+    def __init__(self, script: str, side: str, *arguments: str, command: list[str] | None = None) -> None:
+        command = command or [sys.executable, script, "--worker", side, *arguments]
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
     def ask(self, request: dict[str, Any]) -> dict[str, Any]:
@@ -72,6 +72,7 @@ def row(
     peer: list[float] | None = None,
     *,
     peer_name: str = "",
+    peer_version: str = "",
     limit: float | None = None,
     **more: Any,
 ) -> dict[str, Any]:
@@ -84,7 +85,7 @@ def row(
         "ours": round(statistics.median(ours), 3),
         "peer": round(statistics.median(peer), 3) if peer else None,
         "peer_name": peer_name or None,
-        "peer_version": metadata.version(peer_name) if peer_name else None,
+        "peer_version": peer_version or (metadata.version(peer_name) if peer_name else None),
         "ratio": round(statistics.median(ratios), 3) if ratios else None,
         "spread": [round(ratios[0], 3), round(ratios[-1], 3)] if ratios else [round(min(ours), 3), round(max(ours), 3)],
         "limit": round(limit, 2) if limit else None,
