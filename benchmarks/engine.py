@@ -100,6 +100,10 @@ def rows_of(model: str, runs: int, llamacpp: str) -> list[dict[str, Any]]:
             what = f"{model}, greedy, {NEW_TOKENS} new tokens, {kind}, " + (
                 f"{GROUP} samples of one prompt of 512 tokens" if group else f"batch {batch}"
             )
+            if not peers:
+                ours.ask(request)
+                alone = [a["work"] / a["seconds"] for a in (ours.ask(request) for _ in range(runs))]
+                rows.append(row(f"{name}/{model}", what, "tokens/s", alone))
             for peer, (worker, version) in peers.items():
                 speeds = duel(ours, worker, request, runs)
                 # A step reads every weight once: the bound for a batch of one, by the memory as it is at that moment.
@@ -136,7 +140,10 @@ def main() -> None:
     elif arguments.worker == "transformers":
         transformers_side(pull(arguments.model))
     else:
-        write("engine", [row for model in MODELS for row in rows_of(model, arguments.runs, arguments.llamacpp)])
+        rows: list[dict[str, Any]] = []
+        for model in MODELS:
+            rows += rows_of(model, arguments.runs, arguments.llamacpp)
+            write("engine", rows)
 
 
 if __name__ == "__main__":

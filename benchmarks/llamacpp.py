@@ -10,7 +10,6 @@ The worker runs in an interpreter of its own that has `llama-cpp-python` built f
 
 from __future__ import annotations
 
-import ctypes
 import json
 import sys
 import time
@@ -68,9 +67,8 @@ def worker(path: str, threads: int) -> None:
     import numpy as np
 
     api.llama_backend_init()
-    # Its log lines are not the answers that the other side waits for.
-    quiet = ctypes.CFUNCTYPE(None, ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p)(lambda *_: None)
-    api.llama_log_set(ctypes.cast(quiet, ctypes.c_void_p), None)
+    quiet = api.llama_log_callback(lambda *_: None)  # its log lines are not the answers that the other side waits for
+    api.llama_log_set(quiet, None)
     model = api.llama_model_load_from_file(path.encode(), api.llama_model_default_params())
     vocabulary = api.llama_vocab_n_tokens(api.llama_model_get_vocab(model))
 
