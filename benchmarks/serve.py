@@ -24,7 +24,7 @@ from codemill.core.contracts import Request, Sampling
 from codemill.engine.engine import Engine
 from codemill.engine.service import EngineService
 from codemill.models.pull import pull
-from codemill.serving.server import Server, listen, release_helpers
+from codemill.serving.server import Server, listen
 from codemill.serving.settings import ServeSettings
 from duel import row, write
 
@@ -39,7 +39,6 @@ PROMPT = (
 @contextmanager
 def serving(engine: Engine) -> Iterator[httpx.Client]:
     settings = ServeSettings(port=0, rate_per_minute=0)
-    release_helpers()
     listener = listen(settings)
     with EngineService(engine) as service:
         server = Server(service, settings)

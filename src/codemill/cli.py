@@ -187,7 +187,7 @@ def evaluate(
     """Measure a model: answers, verdicts from executed code, pass@k with intervals, bits per byte."""
     from codemill.cli_tables import suites_table
     from codemill.core.errors import ConfigError
-    from codemill.recipe.stages import evaluate_on, suite_named
+    from codemill.recipe.stages import evaluate_at, evaluate_on, suite_named
 
     model, *tasks = [model, *arguments] if model or endpoint else arguments
     if not model or not tasks:
@@ -205,7 +205,7 @@ def evaluate(
                 "--bits-per-byte, --dtype and --device are about weights, which are not here with --endpoint"
             )
         generator = _generator_at(endpoint, model, api_key_env, concurrency, infill, price)
-        facts = _evaluate_endpoint(generator, suites, out, seed)
+        facts = evaluate_at(generator, suites, out, seed=seed)
     else:
         from codemill.models.pull import pull as pull_model
 
@@ -238,32 +238,6 @@ def _generator_at(endpoint: str, model: str, api_key_env: str, concurrency: int,
         infill=infill,  # type: ignore[arg-type]
         price=Price(prompt=prompt, completion=completion),
     )
-
-
-def _evaluate_endpoint(generator: Any, suites: list[tuple[Any, Path | None]], out: Path, seed: int) -> dict[str, Any]:
-    from codemill.core.artifact import folder_identity
-    from codemill.core.contracts import Sampling
-    from codemill.evaluation.checkpoint import SuiteRun
-    from codemill.evaluation.endpoint import evaluate_endpoint
-    from codemill.recipe.stages import suite_tasks
-
-    runs = []
-    for suite, given in suites:
-        tasks, folder = suite_tasks(suite, given)
-        sampling = Sampling(max_tokens=suite.max_tokens, temperature=suite.temperature, top_p=suite.top_p, seed=seed)
-        runs.append(
-            SuiteRun(
-                name=suite.name,
-                tasks=tuple(tasks),
-                folder=folder,
-                sampling=sampling,
-                samples=suite.samples,
-                max_prompt_tokens=suite.max_prompt_tokens,
-            )
-        )
-    config = {"suites": [suite.model_dump(mode="json") for suite, _ in suites], "seed": seed}
-    inputs = {f"suite {suite.name}": folder_identity(given) for suite, given in suites if given is not None}
-    return evaluate_endpoint(generator, runs, out, config=config, inputs=inputs)
 
 
 @app.command()
@@ -307,19 +281,10 @@ def serve(
     )  # fmt: skip
     with listen(settings) as listener:  # before the model is loaded: a port in use is known at once
         engine = Engine.load(
-            pull_model(model), dtype=dtype, device=device, weights=_weights(weights), max_batch=batch,
+            pull_model(model), dtype=dtype, device=device, weights=weights, max_batch=batch,
             kv_bytes=kv_mb << 20, speculate=speculate,
         )  # fmt: skip
         run_server(engine, settings, lambda line: print(line, file=sys.stderr, flush=True), listener)
-
-
-def _weights(given: str) -> Any:
-    from codemill.core.errors import ConfigError, nearest
-
-    valid = ("bf16", "int8", "int4")
-    if given not in valid:
-        raise ConfigError(f"--weights {given}: not one of them; {nearest(given, valid)}")
-    return given
 
 
 def _key_from(variable: str) -> str:

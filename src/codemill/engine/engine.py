@@ -24,9 +24,8 @@ from codemill.engine.prefix import BlockPool
 from codemill.engine.sampling import Choice, Sampler, check_sampling, choose
 from codemill.engine.scheduler import Run, Scheduler, Track
 from codemill.engine.stops import Stops
-from codemill.models.checkpoint import load_decoder
+from codemill.models.checkpoint import load_decoder, pick_weights
 from codemill.models.decoder import Decoder
-from codemill.models.quantize import Weights
 from codemill.models.tokenizer import Tokenizer
 
 # Measured on two cores: a prompt's tokens cost about the same in chunks of 256 and of 512, and more in smaller ones.
@@ -113,14 +112,15 @@ class Engine:
         *,
         dtype: str = "auto",
         device: str = "auto",
-        weights: Weights = "bf16",
+        weights: str = "bf16",
         max_batch: int = 32,
         step_tokens: int = STEP_TOKENS,
         kv_bytes: int = 0,
         speculate: bool = True,
     ) -> Engine:
         """An engine for a checkpoint folder, its weights packed for inference: as they are, or quantised."""
-        decoder = load_decoder(folder, dtype=dtype, device=device).pack(weights)
+        kept = pick_weights(weights)
+        decoder = load_decoder(folder, dtype=dtype, device=device).pack(kept)
         return cls(
             decoder,
             Tokenizer.load(folder),
@@ -355,8 +355,6 @@ class Engine:
 
     def _follow(self, leader: Track[Sample]) -> list[Track[Sample]]:
         """Sequences with the prompt that was just computed: they begin at its end."""
-        if leader.begun:
-            return []
         followers = self.scheduler.follow(leader)
         if followers and leader.prompt_length % self.cache.block_tokens:
             last = leader.prompt_length // self.cache.block_tokens

@@ -20,6 +20,7 @@ from codemill.core.contracts import Request
 from codemill.core.errors import UnavailableError
 from codemill.engine.answer import Piece, Ticket, failed
 from codemill.engine.engine import Engine, EngineStats, Prepared
+from codemill.models.memory import release_helpers
 
 
 @dataclass(slots=True, eq=False)
@@ -51,7 +52,8 @@ class EngineService:
         self._deadline: float | None = None  # set by `close`, obeyed by the thread
 
     def start(self) -> None:
-        """Start the thread. A service starts once."""
+        """Start the thread, which has the processors to itself from now on. A service starts once."""
+        release_helpers()
         self._thread.start()
         self._accepts = True
 

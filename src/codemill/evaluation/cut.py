@@ -21,12 +21,12 @@ def cut_to_gap(text: str, prefix: str, suffix: str) -> str:
     """
     lines = text.splitlines(keepends=True)
     opening = prefix.rpartition("\n")[2]
-    depth = next((_indent(opening + line if i == 0 else line) for i, line in enumerate(lines) if line.strip()), 0)
+    depth = next((indent(opening + line if i == 0 else line) for i, line in enumerate(lines) if line.strip()), 0)
     ahead = next((line for line in suffix.splitlines()[1:] if line.strip()), "")
     for i, line in enumerate(lines):
         if i == 0 or not line.strip():
             continue
-        if _indent(line) < depth or (line.rstrip() == ahead.rstrip() and len(ahead.strip()) >= _TELLING):
+        if indent(line) < depth or (line.rstrip() == ahead.rstrip() and len(ahead.strip()) >= _TELLING):
             return "".join(lines[:i]).rstrip("\r\n \t") + _final_newline(suffix)
     return text
 
@@ -37,7 +37,7 @@ def block_stops(prefix: str) -> tuple[str, ...]:
     They only save time; what they cut, `cut_to_gap` would cut as well.
     """
     opening = next((line for line in reversed(prefix.splitlines()) if line.strip()), "")
-    inside = _indent(opening) > 0 or opening.rstrip().endswith(":")
+    inside = indent(opening) > 0 or opening.rstrip().endswith(":")
     return ("\ndef ", "\nclass ", "\n@", "\nif __name__") if inside else ()
 
 
@@ -46,7 +46,8 @@ def is_line_gap(task: Task) -> bool:
     return task.suffix is not None and task.metadata.get("language") == "python"
 
 
-def _indent(line: str) -> int:
+def indent(line: str) -> int:
+    """Columns of white space a line begins with, tabs to the next multiple of 8."""
     expanded = line.expandtabs(8)
     return len(expanded) - len(expanded.lstrip(" "))
 

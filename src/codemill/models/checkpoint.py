@@ -7,18 +7,19 @@ import shutil
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from codemill.core.errors import InputError, IntegrityError, nearest
+from codemill.core.errors import ConfigError, InputError, IntegrityError, nearest
 from codemill.core.paths import atomic_write_text
 from codemill.models.config import DecoderConfig, read_config
 from codemill.models.decoder import Decoder
 from codemill.models.memory import keep_freed_memory, release_freed_memory
+from codemill.models.quantize import Weights
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -41,6 +42,14 @@ def pick_dtype(dtype: str, device: torch.device) -> torch.dtype:
     if dtype not in DTYPES:
         raise InputError(f"dtype {dtype!r} is unknown; {nearest(dtype, ['auto', *DTYPES])}")
     return DTYPES[dtype]
+
+
+def pick_weights(weights: str) -> Weights:
+    """How an engine keeps its weights, by name."""
+    for known in get_args(Weights):
+        if weights == known:
+            return known
+    raise ConfigError(f"weights {weights!r} are unknown; {nearest(weights, get_args(Weights))}")
 
 
 def tensor_layout(config: DecoderConfig) -> Iterator[tuple[str, list[str], list[int]]]:

@@ -1,12 +1,14 @@
-"""Making the C allocator keep what a model frees while it runs, and give it back when another is loaded."""
+"""What a model leaves in its process: memory that the C allocator keeps for it and gives back, and idle helper threads."""
 
 from __future__ import annotations
 
 import ctypes
 import gc
 import sys
+from pathlib import Path
 
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
+_OMP_PAUSE_HARD = 2  # of omp_pause_resource_t
 
 
 def keep_freed_memory() -> None:
@@ -29,3 +31,20 @@ def release_freed_memory() -> None:
         trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
         if trim is not None:
             trim(0)
+
+
+def release_helpers() -> None:
+    """End the OpenMP helper threads of the calling thread, so that another one computes at full speed.
+
+    libgomp lets threads spin at a barrier only while all teams together fit the processors. With the loader's team still
+    there, an engine's thread wrote 900 tokens a second instead of 1,345 (two cores). A thread that computes again gets new
+    helpers. Does nothing where libgomp is not in use.
+    """
+    try:
+        lines = Path("/proc/self/maps").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return
+    for path in {line.split(maxsplit=5)[-1] for line in lines if "libgomp" in line}:
+        pause = getattr(ctypes.CDLL(path), "omp_pause_resource_all", None)
+        if pause is not None:
+            pause(_OMP_PAUSE_HARD)

@@ -116,10 +116,6 @@ class NativeMatrix:
         for name, tensor in self._packed(weight_NK, bias_N).items():
             self._tensors[name].copy_(tensor)
 
-    @property
-    def bytes(self) -> int:
-        return sum(tensor.nbytes for tensor in self._tensors.values())
-
     def _packed(self, weight_NK: Tensor, bias_N: Tensor | None) -> dict[str, Tensor]:
         weight, bias = (self._ordered(x.detach()) if x is not None else None for x in (weight_NK, bias_N))
         assert weight is not None
@@ -184,11 +180,6 @@ class NativeDecoder:
             matrix.replace(tensors[f"{name}.weight"], tensors.get(f"{name}.bias"))
         for name, norm in self._norms.items():
             norm.copy_(tensors[name].detach())
-
-    @property
-    def bytes(self) -> int:
-        """What a step of one token reads."""
-        return sum(matrix.bytes for matrix in self.matrices.values())
 
     def forward(self, x_TD: Tensor, tables: tuple[Tensor, Tensor], runs: Runs) -> Tensor:
         """Hidden states (T, D) after the final norm; `x_TD` is written over."""

@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from codemill.core.artifact import folder_identity
 from codemill.core.contracts import Sampling, Task
@@ -26,6 +26,10 @@ from codemill.recipe.schema import (
 )
 from codemill.tasks.build import HELD_OUT_DOCUMENTS, TRAIN_DOCUMENTS, TasksConfig
 from codemill.training.config import TrainConfig
+
+if TYPE_CHECKING:
+    from codemill.engine.openai import OpenAIGenerator
+    from codemill.evaluation.checkpoint import SuiteRun
 
 
 @dataclass(frozen=True)
@@ -133,7 +137,38 @@ def evaluate_on(
     """Measure a checkpoint on suites, each with the tasks folder it reads (None: a benchmark), and, if `held_out` names a
     tasks folder, in bits per byte on its held-out files."""
     from codemill.corpus.store import read_documents
-    from codemill.evaluation.checkpoint import SuiteRun, evaluate_checkpoint
+    from codemill.evaluation.checkpoint import evaluate_checkpoint
+
+    runs, facts = suite_runs(suites, seed)
+    return evaluate_checkpoint(
+        model,
+        runs,
+        out,
+        documents=list(read_documents(held_out / HELD_OUT_DOCUMENTS)) if held_out else (),
+        document_tokens=document_tokens,
+        batch=batch,
+        dtype=dtype,
+        device=device,
+        config=config or facts["config"],
+        inputs=facts["inputs"],
+    )
+
+
+def evaluate_at(
+    generator: OpenAIGenerator, suites: Sequence[tuple[Suite, Path | None]], out: Path, *, seed: int
+) -> dict[str, Any]:
+    """Measure the model behind a server on suites, as `evaluate_on` does a checkpoint."""
+    from codemill.evaluation.endpoint import evaluate_endpoint
+
+    runs, facts = suite_runs(suites, seed)
+    return evaluate_endpoint(generator, runs, out, **facts)
+
+
+def suite_runs(
+    suites: Sequence[tuple[Suite, Path | None]], seed: int
+) -> tuple[list[SuiteRun], dict[Literal["config", "inputs"], dict[str, Any]]]:
+    """The runs of suites, and what their artifact records of them: `config` and `inputs`."""
+    from codemill.evaluation.checkpoint import SuiteRun
 
     runs, inputs = [], {}
     for suite, given in suites:
@@ -151,18 +186,8 @@ def evaluate_on(
                 max_prompt_tokens=suite.max_prompt_tokens,
             )
         )
-    return evaluate_checkpoint(
-        model,
-        runs,
-        out,
-        documents=list(read_documents(held_out / HELD_OUT_DOCUMENTS)) if held_out else (),
-        document_tokens=document_tokens,
-        batch=batch,
-        dtype=dtype,
-        device=device,
-        config=config or {"suites": [suite.model_dump(mode="json") for suite, _ in suites], "seed": seed},
-        inputs=inputs,
-    )
+    config = {"suites": [suite.model_dump(mode="json") for suite, _ in suites], "seed": seed}
+    return runs, {"config": config, "inputs": inputs}
 
 
 def suite_named(reference: str, settings: Mapping[str, Any]) -> tuple[Suite, Path | None]:

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import ctypes
 import logging
 import signal
 import socket
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from types import FrameType
 
 import uvicorn
@@ -23,7 +21,6 @@ from codemill.serving.settings import ServeSettings
 
 MAX_CONNECTIONS = 1024  # beyond them new ones are told to come back
 _KEEP_ALIVE_SECONDS = 75
-_OMP_PAUSE_HARD = 2  # of omp_pause_resource_t
 _AFTER_DRAIN_SECONDS = 5  # for the last words of answers that were ended
 
 
@@ -84,7 +81,6 @@ def listen(settings: ServeSettings) -> socket.socket:
 def serve(engine: Engine, settings: ServeSettings, say: Callable[[str], None], listener: socket.socket) -> None:
     """Serve until SIGTERM or Ctrl-C; `say` gets one line when requests are taken. A second signal ends it at once."""
     _log_to_stderr()
-    release_helpers()
     before = {number: signal.signal(number, _nothing) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         with EngineService(engine) as service, listener:
@@ -95,22 +91,6 @@ def serve(engine: Engine, settings: ServeSettings, say: Callable[[str], None], l
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def release_helpers() -> None:
-    """End the OpenMP helper threads of the calling thread, which loaded the model and will not compute any more.
-
-    libgomp lets threads spin at a barrier only while all teams together fit the processors. With the loader's team still
-    there, the engine's thread wrote 900 tokens a second instead of 1,345 (two cores). Does nothing where libgomp is not in use.
-    """
-    try:
-        lines = Path("/proc/self/maps").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return
-    for path in {line.split(maxsplit=5)[-1] for line in lines if "libgomp" in line}:
-        pause = getattr(ctypes.CDLL(path), "omp_pause_resource_all", None)
-        if pause is not None:
-            pause(_OMP_PAUSE_HARD)
 
 
 def _nothing(number: int, frame: FrameType | None) -> None:

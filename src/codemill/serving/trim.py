@@ -19,6 +19,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from codemill.evaluation.cut import indent
 from codemill.serving.brackets import CLOSERS, Brackets, looks_like_python
 
 _TELLING = 8  # characters: a shorter line (a bracket, `else:`) may well occur in an answer of its own right
@@ -188,12 +189,6 @@ def middle(prefix: str, suffix: str, *, path: str = "", min_indent: int = 0, tri
     line = prefix.rpartition("\n")[2]
     given = line[len(line.rstrip(" \t")) :]
     return lambda: Middle(given, Trimmer(prefix, suffix, path, min_indent) if trim else None)
-
-
-def indent(line: str) -> int:
-    """Columns of white space a line begins with, tabs to the next multiple of 8."""
-    expanded = line.expandtabs(8)
-    return len(expanded) - len(expanded.lstrip(" "))
 
 
 def _scan_between(prefix: str, suffix: str, path: str) -> Brackets:

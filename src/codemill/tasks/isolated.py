@@ -83,7 +83,7 @@ def find_seam(workspace: Path, path: str, start: int, end: int) -> Seam:
     module = read_layout(workspace).module_of(path)
     if module is None:
         raise InputError(f"{path}: cannot be imported by a name, so its tests cannot be run apart from an answer")
-    source = SourceFile((workspace / path).read_bytes().decode("utf-8"), path)
+    source = _source(workspace, path)
     function = _function_around(source, start, end)
     if function is None or function.body is None:
         raise InputError(f"{path}: characters {start} to {end} are in no function that can be taken out")
@@ -92,6 +92,12 @@ def find_seam(workspace: Path, path: str, start: int, end: int) -> Seam:
     if owner and not any(ast.unparse(decorator) == "staticmethod" for decorator in node.decorator_list):
         return _around_class(source, path, module, owner)
     return _around_function(source, path, module, function, node)
+
+
+@lru_cache(maxsize=16)
+def _source(workspace: Path, path: str) -> SourceFile:
+    """A pristine file, read and parsed once for all the tasks in it."""
+    return SourceFile((workspace / path).read_bytes().decode("utf-8"), path)
 
 
 def _around_function(source: SourceFile, path: str, module: str, function: Function, node: FunctionNode) -> Seam:
@@ -142,6 +148,7 @@ def _parameters(node: FunctionNode) -> list[str]:
     return [argument.arg for argument in named if argument is not None]
 
 
+@lru_cache(maxsize=16)
 def without_expected_output(text: str, path: str) -> str:
     """A Python file's text with blanks in place of what its docstrings' examples expect; as long as it was."""
     if ">>>" not in text:
@@ -224,9 +231,14 @@ def _is_data(path: str, folders: set[str]) -> bool:
 
 def check_size(workspace: Path) -> None:
     """Raises `InputError` for a repository that is too large to be sent to every run."""
-    size = sum(file.stat().st_size for file in workspace.rglob("*") if file.is_file() and not file.is_symlink())
+    size = _size(workspace)
     if size > REPOSITORY_BYTES:
         raise InputError(f"{workspace}: {size:,} bytes; tests are run apart up to {REPOSITORY_BYTES:,}")
+
+
+@lru_cache(maxsize=16)
+def _size(workspace: Path) -> int:
+    return sum(file.stat().st_size for file in workspace.rglob("*") if file.is_file() and not file.is_symlink())
 
 
 def warm_for(environment: Path | None) -> Warm:

@@ -72,8 +72,7 @@ inline void soften(Scratch& s, int rows, int64_t width, const int64_t* seen, flo
         for (int64_t i = seen[r]; i < width; ++i) row[i] = -INFINITY;
         float16 high = splat(-INFINITY);
         for (int64_t i = 0; i < width; i += kLanes) high = max16(high, load<float16>(row + i));
-        float most = high[0];
-        for (int i = 1; i < kLanes; ++i) most = std::max(most, high[i]);
+        float most = highest(high);
         float16 sum = splat(0);
         for (int64_t i = 0; i < width; i += kLanes) {
             float16 e = exponential((load<float16>(row + i) - most) * scale);

@@ -132,7 +132,8 @@ void forward(const Model* model, const Runs* runs, bf16* x, const bf16* cosines,
             for (int64_t first = 0; first < rows; first += 16)
                 tiles.push_back({int32_t(r), g, first, std::min(first + 16, rows)});
     }
-    Rows shared;
+    static thread_local Rows of_this_thread;  // kept between steps; the team sees the caller's
+    Rows& shared = of_this_thread;
     const auto nothing = [](int64_t) {};
 #pragma omp parallel num_threads(threads)
     {
@@ -174,7 +175,7 @@ void forward(const Model* model, const Runs* runs, bf16* x, const bf16* cosines,
     }
 }
 
-// x (T, K), out (T, N); x may be read to a multiple of 32 rows only up to `filled`.
+// x (T, K), out (T, N). The rows are copied to where the matrix unit may read on to the end of its tile.
 void linear(const Matrix* matrix, const bf16* x, bf16* out, int64_t rows, int threads) {
     static thread_local Buffer padded;
     bf16* values = padded.room(rows, matrix->inputs);
@@ -199,14 +200,13 @@ void greedy(const bf16* logits, int64_t* ids, float* logprobs, int64_t rows, int
         float16 high = splat(-INFINITY), sum = splat(0);
         int64_t v = 0;
         for (; v + kLanes <= vocabulary; v += kLanes) high = max16(widen16(row + v), high);
-        float highest = -INFINITY, total = 0;
-        for (int i = 0; i < kLanes; ++i) highest = std::max(highest, high[i]);
-        for (; v < vocabulary; ++v) highest = std::max(highest, widen(row[v]));
-        for (v = 0; v + kLanes <= vocabulary; v += kLanes) sum += exponential(widen16(row + v) - highest);
-        total = sum16(sum);
-        for (; v < vocabulary; ++v) total += exponential(widen(row[v]) - highest);
+        float top = highest(high);
+        for (; v < vocabulary; ++v) top = std::max(top, widen(row[v]));
+        for (v = 0; v + kLanes <= vocabulary; v += kLanes) sum += exponential(widen16(row + v) - top);
+        float total = sum16(sum);
+        for (; v < vocabulary; ++v) total += exponential(widen(row[v]) - top);
         int64_t best = 0;
-        while (best < vocabulary - 1 && !(widen(row[best]) == highest)) ++best;
+        while (best < vocabulary - 1 && !(widen(row[best]) == top)) ++best;
         ids[t] = best;
         logprobs[t] = -std::log(total);
     }

@@ -95,8 +95,8 @@ inline void store_bytes(word16 value, void* to) {
 // The rows of a product as its kernels read them: values, or these split into bytes. The high bytes are signed for the
 // matrix unit and moved by 128, to be unsigned, for vectors.
 struct Rows {
-    int64_t count = 0, filled = 0;  // rows, and those rounded up that can be read
-    const bf16* values = nullptr;   // (filled, K)
+    int64_t count = 0;
+    const bf16* values = nullptr;  // (count, K), with memory up to a multiple of 32 rows
     std::vector<uint8_t> high, low;
     std::vector<float> scales;  // of a row: what one unit stands for
 
@@ -116,8 +116,7 @@ struct Rows {
             most = max16(v < 0 ? -v : v, most);
             spoilt += v - v;  // NaN for what is not finite, which integers could not say
         }
-        float largest = 0;
-        for (int i = 0; i < kLanes; ++i) largest = std::max(largest, most[i]);
+        float largest = highest(most);
         float inverse = largest > 0 && largest < INFINITY ? 32767.0f / largest : 0.0f;
         scales[row] = largest / 32767.0f + sum16(spoilt);
         for (int64_t k = 0; k < inputs; k += kLanes) {

@@ -84,6 +84,12 @@ inline float sum16(float16 value) {
 
 inline float16 max16(float16 a, float16 b) { return a > b ? a : b; }
 
+inline float highest(float16 value) {
+    float out = value[0];
+    for (int i = 1; i < kLanes; ++i) out = std::max(out, value[i]);
+    return out;
+}
+
 // exp by 2^n * p(r), |r| <= ln2/2: relative error below 2e-7, branch-free. 0 below -87, infinite above 88, NaN stays NaN.
 inline float16 exponential(float16 x) {
     float16 bounded = x < -87.0f ? splat(-87.0f) : x;
