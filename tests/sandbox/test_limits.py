@@ -134,6 +134,13 @@ def test_processor_time_is_bounded(run: Run, code: str) -> None:
     assert outcome.cpu_seconds > 0.2
 
 
+def test_the_kernels_own_processor_limit_is_the_clock_too() -> None:
+    """It may be a moment quicker than the count that is seen from outside."""
+    policy = Policy(cpu_seconds=3.0)
+    assert supervise.why_ended(-signal.SIGXCPU, 2.99, 0, b"", policy) == "timeout"
+    assert supervise.why_ended(-signal.SIGSEGV, 2.99, 0, b"", policy) == "signal"
+
+
 def test_processor_time_is_summed_over_the_tree(run: Run) -> None:
     code = """
 import os, time

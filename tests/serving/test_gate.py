@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import socket
@@ -15,7 +16,8 @@ from serving_support import Running, Script, ScriptedService, events_of, eventua
 
 from codemill.core.errors import ConfigError, UnavailableError
 from codemill.engine.engine import Engine
-from codemill.serving.gate import RateLimit
+from codemill.serving.gate import Gate, RateLimit
+from codemill.serving.metrics import Metrics
 from codemill.serving.server import listen
 from codemill.serving.settings import ServeSettings
 
@@ -169,6 +171,26 @@ def test_places_come_back_after_refusals(engine: Engine) -> None:
             assert client.post("/v1/completions", json={**ASK, "prompt": ""}).status_code == 400
             assert client.post("/v1/completions", json={**ASK, "stream": True}).status_code == 200
         assert "codemill_sequences 0" in client.get("/metrics").text
+
+
+def test_a_cancellation_is_never_lost() -> None:
+    """Whenever it comes: also as a message is just being taken."""
+
+    async def endless(scope: Any, receive: Any, send: Any) -> None:
+        for _ in range(100):
+            await send({"type": "http.response.body", "body": b"x", "more_body": True})
+
+    async def attempt(steps: int) -> bool:
+        gate = Gate(endless, ServeSettings(), Metrics())
+        scope = {"type": "http", "method": "GET", "path": "/x", "headers": [(b"host", b"localhost")]}
+        task = asyncio.ensure_future(gate(scope, lambda: asyncio.sleep(60), lambda message: asyncio.sleep(0)))
+        for _ in range(steps):
+            await asyncio.sleep(0)
+        task.cancel()
+        await asyncio.wait({task})
+        return task.cancelled()
+
+    assert all(asyncio.run(attempt(steps)) for steps in range(1, 30))
 
 
 @pytest.mark.parametrize("stream", [False, True])

@@ -122,8 +122,9 @@ def why_ended(code: int, cpu: float, peak: int, stderr: bytes, policy: Policy) -
     which is the program's own word: it tells one way of failing from another and never a success."""
     if code == 0:
         return "exited"
-    if code < 0 and cpu >= policy.cpu_seconds:
-        return "timeout"  # by the processor limit
+    # By the processor limit: the kernel kills a moment before or after the count that we see reaches it.
+    if code == -signal.SIGXCPU or (code < 0 and cpu >= policy.cpu_seconds):
+        return "timeout"
     last = stderr.rstrip().rpartition(b"\n")[2]
     near = peak >= 0.9 * policy.memory_bytes
     if _OUT_OF_MEMORY.match(last) or (code < 0 and near):

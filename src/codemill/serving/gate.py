@@ -117,8 +117,9 @@ class Gate:
             if message["type"] == "http.response.start":
                 visit.status, visit.begun = message["status"], True
                 message["headers"] = [*message.get("headers", ()), (b"x-request-id", visit.id.encode())]
-            try:
-                await asyncio.wait_for(send(message), self.settings.stall_seconds)
+            try:  # not `wait_for`, which before Python 3.12 loses a cancellation that comes as the message is taken
+                async with asyncio.timeout(self.settings.stall_seconds):
+                    await send(message)
             except TimeoutError:
                 raise ClientGoneError from None
 

@@ -11,7 +11,6 @@ import importlib.util
 import json
 import os
 import secrets
-import signal
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -168,8 +167,6 @@ def ending(outcome: Outcome, report: Report) -> tuple[Status, str] | None:
             return Status.TIMEOUT, f"stopped after {outcome.seconds:.1f} s"
         case "memory":
             return Status.MEMORY, f"stopped at {outcome.peak_bytes / 2**20:.0f} MiB of memory"
-        case "signal" if outcome.signal == signal.SIGXCPU:  # the kernel's own processor limit was quicker
-            return Status.TIMEOUT, f"stopped after {outcome.cpu_seconds:.1f} s of processor time"
         case "signal":
             return Status.CRASHED, f"ended by {describe_end(outcome)}"
         case other:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import math
 import re
-import signal
 from collections.abc import Iterable, Sequence
 from typing import Literal
 
@@ -95,8 +94,6 @@ def ended_badly(outcome: Outcome, out_of_memory: str, exit_code: int | None = 0)
             return Status.TIMEOUT, f"stopped after {outcome.seconds:.1f} s"
         case "memory":
             return Status.MEMORY, f"stopped at {outcome.peak_bytes / 2**20:.0f} MiB of memory"
-        case "signal" if outcome.signal == signal.SIGXCPU:
-            return Status.TIMEOUT, f"stopped after {outcome.cpu_seconds:.1f} s of processor time"
         case "signal" if gave_up:
             return Status.MEMORY, "gave up for lack of memory"
         case "signal":
