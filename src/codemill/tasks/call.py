@@ -168,6 +168,8 @@ def limit_broken(outcome: Outcome) -> tuple[Status, str] | None:
     match outcome.end:
         case "timeout":
             return Status.TIMEOUT, f"stopped after {outcome.seconds:.1f} s"
+        case "signal" if outcome.signal == signal.SIGXCPU:  # the kernel's own processor limit was quicker
+            return Status.TIMEOUT, f"stopped after {outcome.cpu_seconds:.1f} s of processor time"
         case "memory":
             return Status.MEMORY, f"stopped at {outcome.peak_bytes / 2**20:.0f} MiB of memory"
         case "processes" | "disk" | "output":
